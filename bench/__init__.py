@@ -1,8 +1,8 @@
 """Benchmarks: how fast fastsm is, compared with its base, its peers and the bare machine.
 
     data        sizes, short ones with `--smoke`; seeded keys, values and changes
-    harness     timing in interleaved rounds; what a run leaves as JSON
-    machine     the machine: what it is, and its own limits, measured
+    harness     timing in interleaved rounds, and the JSON that a run writes
+    machine     the machine that a run uses: its description, and its own limits as measured
     targets     the rows of docs/benchmarks.md and the numbers to reach
     peers       other stores that do the same work
     bench_*     the suites, by workload: `pytest bench`
@@ -21,7 +21,7 @@ CHECKOUT = _Path(__file__).resolve().parent.parent
 
 
 def is_built(package: _Path) -> bool:
-    """Whether the folder holds modules compiled for this interpreter."""
+    """Return whether the folder holds modules compiled for this interpreter."""
     return any((package / "core" / f"engine{suffix}").exists() for suffix in _machinery.EXTENSION_SUFFIXES)
 
 

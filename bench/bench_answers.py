@@ -1,4 +1,4 @@
-"""Commands that answer, compared with those that only write: made before the clock, in chunks of 100."""
+"""Commands that answer, compared with commands that only write; made before the timing starts, in chunks of 100."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from bench.harness import measured
 KEYS = scaled(100_000)
 ENTRIES = scaled(20_000)
 SESSIONS = scaled(200_000)
-SESSION = KEYS + 1  # the index of its entry
+SESSION = KEYS + 1  # a session's number is the index of the entry that opened it
 CHUNK = 100
 Make = Callable[[random.Random, list[bytes], int], bytes]
 
 
 @fastsm.procedure
 def increment(tx: Any, payload: bytes) -> int:
-    """Adds to a number by hand: one get and one put."""
+    """Add to a number with one get and one put."""
     key, amount = payload[:16], int(payload[16:])
     number = int(tx.get(key) or b"0") + amount
     tx.put(key, b"%d" % number)
@@ -83,7 +83,7 @@ def apply_all(machine: fastsm.FastStateMachine, chunks: list[Any]) -> None:
 
 @pytest.mark.parametrize("row", ROWS)
 def test_commands_that_answer(compare: Any, machine_at: Any, row: str) -> None:
-    """Two machines with the same hundred thousand keys; the same keys are drawn for both."""
+    """Run both kinds on two machines with the same hundred thousand keys; each round draws the same keys for both."""
     keys = random_keys(KEYS)
     mine, theirs = opened(machine_at, keys), opened(machine_at, keys)
     subject, base = ROWS[row]
@@ -97,7 +97,7 @@ def test_commands_that_answer(compare: Any, machine_at: Any, row: str) -> None:
 
 
 class Replicated:
-    """The same function as users of a pickling library have it: over a dict, its arguments pickled in a log."""
+    """The same function as a library that pickles would run it: on a dict, with pickled arguments in a log."""
 
     def __init__(self, keys: list[bytes], log: Path) -> None:
         self.pairs = dict.fromkeys(keys, b"100")
@@ -119,7 +119,7 @@ class Replicated:
 
 
 def test_a_procedure(compare: Any, machine_at: Any, place: Path) -> None:
-    """One get and one put, as a procedure and as a replicated method over a dict with a buffered log."""
+    """Run one get and one put, as a procedure and as a replicated method on a dict with a buffered log."""
     keys = random_keys(KEYS)
     machine, replicated = opened(machine_at, keys), Replicated(keys, place / "log")
     dice = random.Random(6)
@@ -149,5 +149,5 @@ machine.close()
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the system does not tell")
 def test_memory_of_a_session(note: Any, place: Path) -> None:
-    """Of the process's own: what is mapped is the page cache's."""
+    """Note the growth of the process's own memory; mapped pages belong to the page cache and are not counted."""
     note("answer.session", "bytes", [measured(CHILD, place / "state", SESSIONS)])

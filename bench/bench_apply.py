@@ -1,4 +1,7 @@
-"""apply compared with a plain loop that does the same to a dict, without durability; commands are made before."""
+"""apply compared with a plain loop that makes the same changes in a dict, without durability.
+
+Commands are made before the timing starts.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ def apply_chunks(apply: Callable[[Any], object], chunks: list[Any]) -> None:
 def test_apply_chunks_of(
     compare: Any, place: Path, keys: list[bytes], values: list[bytes], size: int, who: str
 ) -> None:
-    """Half overwrites of a million keys, a tenth deletes, the rest new keys."""
+    """Apply to a million keys: half overwrites, a tenth deletes, the rest new keys."""
     count = ENTRIES if who == "fastsm" or size > 1 else ENTRIES // 10
     pairs = dict(zip(fresh(keys), fresh(values), strict=True))
     source = random.Random(7)
@@ -67,7 +70,7 @@ def test_apply_chunks_of(
 
 
 def test_load_a_million(compare: Any, place: Path, keys: list[bytes], values: list[bytes], who: str) -> None:
-    """A million new keys in chunks of 1,000, then a flush, compared with a dict that grows from nothing."""
+    """Apply a million new keys in chunks of 1,000, then flush; compared with a dict that grows from empty."""
     opened: list[Any] = []
 
     def prepare() -> Any:
@@ -93,14 +96,14 @@ def test_load_a_million(compare: Any, place: Path, keys: list[bytes], values: li
 
 @pytest.mark.parametrize(("size", "count", "chunk"), [("4k", scaled(5000), 10), ("1m", scaled(100), 1)])
 def test_apply_large_values(compare: Any, machine_at: Any, place: Path, size: str, count: int, chunk: int) -> None:
-    """Beside a bare write of as many bytes to a growing file."""
+    """Compare with a bare write of as many bytes to a growing file."""
     machine = machine_at(auto_compact=False)
     value_bytes = 4096 if size == "4k" else 1 << 20
     source = random.Random(9)
     turn = iter(range(1000))
 
     def prepare() -> Any:
-        os.sync()  # the disk's work on one round is not part of the next
+        os.sync()  # so that writes of one round do not slow the next
         keys = [source.randbytes(16) for _ in range(count)]
         value = source.randbytes(value_bytes)
         entries = [
@@ -118,7 +121,7 @@ def test_apply_large_values(compare: Any, machine_at: Any, place: Path, size: st
 
 
 def test_apply_chunk_in_a_coroutine(note: Any, machine_at: Any) -> None:
-    """What awaiting costs, over the plain call, a chunk of one entry."""
+    """Note how much longer `await apply_chunk` takes than `apply`, per chunk of one entry."""
     machine = machine_at(auto_compact=False)
     more: list[float] = []
 
@@ -144,9 +147,10 @@ def test_apply_chunk_in_a_coroutine(note: Any, machine_at: Any) -> None:
 
 
 def test_growth_without_a_pause(note: Any, machine_at: Any) -> None:
-    """The longest call of a thousand new entries while the table grows from a thousand to ten million keys.
+    """Note the longest call, each of a thousand new entries, while the table grows from empty to ten million keys.
 
-    Counted is the thread's own time; with what others take from it, and waits for the disk, it is in `extra`.
+    The row is the thread's own CPU time; `extra` also holds wall-clock times, which include waits for a core and for
+    the disk.
     """
     machine = machine_at(auto_compact=False)
     source = random.Random(10)

@@ -1,4 +1,4 @@
-"""Long work next to one Python thread that reads in a loop: what another busy thread costs it."""
+"""Long operations while another Python thread reads in a loop: how much that thread slows them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bench.data import fill
 
 @contextmanager
 def reading(machine: fastsm.FastStateMachine, keys: list[bytes]) -> Iterator[None]:
-    """A thread that reads one key after the other, for as long as the block runs."""
+    """Read one key after the other in another thread, for as long as the block runs."""
     over = threading.Event()
 
     def read() -> None:
@@ -37,7 +37,7 @@ def reading(machine: fastsm.FastStateMachine, keys: list[bytes]) -> Iterator[Non
 
 
 def test_a_snapshot(compare: Any, machine_at: Any, place: Path, keys: list[bytes], values: list[bytes]) -> None:
-    """Compared with a bare write and fsync of as many bytes, with nobody else."""
+    """Compare with a bare write and fsync of as many bytes while no other thread runs."""
     machine = machine_at()
     fill(machine, keys, values)
     machine.write_snapshot(place / "size")
@@ -62,7 +62,7 @@ def empty(path: Path, out: Path) -> fastsm.FastStateMachine:
 
 
 def installed(path: Path, out: Path) -> fastsm.FastStateMachine:
-    """A base of all keys, and a log of one entry: a compaction has everything to write."""
+    """Return a machine with a base of all keys and a log of one entry, so that a compaction writes everything."""
     machine = empty(path, out)
     machine.install_snapshot(None, out)
     machine.apply([(machine.last_applied().index + 1, 1, fastsm.noop())])
@@ -94,7 +94,7 @@ ROWS: dict[str, tuple[Make, Work]] = {
 def test_other_long_work(
     compare: Any, machine_at: Any, place: Path, keys: list[bytes], values: list[bytes], row: str
 ) -> None:
-    """Compared with the same work while nobody reads."""
+    """Compare with the same operation while no other thread reads."""
     read = machine_at(auto_compact=False)
     fill(read, keys, values)
     out = place / "out"

@@ -1,4 +1,4 @@
-"""A hundred entries applied, then flushed: the rhythm of a host that acknowledges in batches."""
+"""A hundred entries applied, then one flush: what a host does that acknowledges in batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLUSHES = scaled(100)
 def test_apply_100_then_flush(
     compare: Any, place: Path, keys: list[bytes], values: list[bytes], who: str
 ) -> None:
-    """Beside a growing file that takes as many bytes and a `fdatasync` each time."""
+    """Compare with appending as many bytes to a growing file, with one `fdatasync` each time."""
     store: Any = fastsm.FastStateMachine(place / who) if who == "fastsm" else open_peer(who, place / who)
     source = random.Random(13)
     turn = iter(range(1000))

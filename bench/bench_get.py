@@ -18,7 +18,7 @@ LOOKUPS = scaled(200_000)
 
 @pytest.fixture(scope="module")
 def tables(keys: list[bytes], values: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """`tables(who, size)`: a store, and a dict that holds the same."""
+    """Provide `tables(who, size)`, which returns a store and a dict that hold the same pairs."""
     stores: dict[Any, Any] = {}
     dicts: dict[str, dict[bytes, bytes]] = {}
 
@@ -104,7 +104,7 @@ def test_get_many(compare: Any, tables: Any, keys: list[bytes], who: str) -> Non
 
 @pytest.mark.parametrize(("size", "count"), [("4k", scaled(20_000)), ("1m", scaled(200))])
 def test_get_view(compare: Any, machine_at: Any, size: str, count: int) -> None:
-    """A view costs the same whatever it shows."""
+    """Take views of values: the cost does not depend on the value's size."""
     machine = machine_at()
     source = random.Random(8)
     keys = [source.randbytes(16) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Memory and disk a key, read from the system: each size in a process of its own."""
+"""Memory and disk space per key, as the system reports them; each series of sizes has its own process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ machine.close()
 print(json.dumps(found))
 """
 
-# The same keys and values in a dict, as new objects each, as a network gives them.
+# The same keys and values in a dict. Each value is a new object, as values received from a network are.
 CHILD_OF_DICT = """
 import random
 
@@ -57,7 +57,7 @@ print(json.dumps(found))
 
 
 def measure(directory: Path, sizes: list[int], chunk: int = 1000) -> Any:
-    """`(keys, private bytes a key, mapped bytes a key)` at each size."""
+    """Return `(keys, private bytes per key, log bytes per key)` for each size."""
     return measured(CHILD, directory, json.dumps(sizes), chunk)
 
 
@@ -65,7 +65,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), re
 
 
 def test_memory(note: Any, place: Path) -> None:
-    """At a million keys, and the worst of twenty sizes up to ten million."""
+    """Note memory per key at a million keys, and the largest of twenty sizes up to ten million."""
     sizes = sorted({MILLION, *(int(scaled(10_000_000) * (i / 19) ** 1.5) or scaled(100_000) for i in range(20))})
     found = measure(place / "state", sizes)
     for size, private, mapped in found:
@@ -79,7 +79,7 @@ def test_memory(note: Any, place: Path) -> None:
 
 @pytest.mark.parametrize("chunk", [1000, 1])
 def test_disk(note: Any, place: Path, chunk: int) -> None:
-    """After a clean close, the saved table included."""
+    """Note disk space per key after a clean close, including the saved table."""
     measure(place / "state", [MILLION], chunk)
     used = sum(path.stat().st_blocks * 512 for path in (place / "state").iterdir())
     note(f"disk.{chunk}", "bytes", [used / MILLION])

@@ -1,4 +1,4 @@
-"""Ordered reads next to LMDB's cursor, sortedcontainers, and a sorted list with bisect; what the order costs."""
+"""Ordered reads compared with LMDB's cursor, sortedcontainers and a sorted list with bisect; what the order costs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ordered_keys() -> list[bytes]:
 
 
 def microseconds(call: Callable[[bytes], object], starts: Sequence[bytes]) -> float:
-    """The time of a call, from each start."""
+    """Return the mean time of a call, one call for each start."""
     begun = time.perf_counter()
     for start in starts:
         call(start)
@@ -43,7 +43,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 @pytest.mark.parametrize("peer", NAMES)
 def test_scan_and_count(note: Any, machine_at: Any, ordered_keys: list[bytes], peer: str, tmp_path: Path) -> None:
-    """A page in the middle, and a count of a tenth."""
+    """Scan pages from random keys, and count a tenth of the keys."""
     store = open_in_order(peer, machine_at, tmp_path / "peer", ordered_keys, random_values(1)[0])
     dice = random.Random(2)
     first = len(ordered_keys) // 3
@@ -59,7 +59,7 @@ def test_scan_and_count(note: Any, machine_at: Any, ordered_keys: list[bytes], p
 def test_insert_and_scan_in_turns(
     note: Any, machine_at: Any, ordered_keys: list[bytes], peer: str, tmp_path: Path
 ) -> None:
-    """One new key, then one page from there."""
+    """Insert one new key, then scan one page that starts at it."""
     value = random_values(1)[0]
     dice = random.Random(3)
     new = [dice.randbytes(16) for _ in range(SCANS)]
@@ -74,7 +74,7 @@ def test_insert_and_scan_in_turns(
 
 @pytest.mark.parametrize("peer", NAMES)
 def test_delete_of_a_range(note: Any, machine_at: Any, ordered_keys: list[bytes], peer: str, tmp_path: Path) -> None:
-    """A tenth of the keys goes, then a page is read across the gap: a key's share of both, five times."""
+    """Delete a tenth of the keys, then scan a page across the gap; note the time of both per key, five times."""
     store = open_in_order(peer, machine_at, tmp_path / "peer", ordered_keys, b"")
     count = min(COUNTED, len(ordered_keys) // 7)
 
@@ -88,7 +88,7 @@ def test_delete_of_a_range(note: Any, machine_at: Any, ordered_keys: list[bytes]
 
 @pytest.mark.parametrize("shape", ["random", "kilobyte"])
 def test_build(note: Any, machine_at: Any, shape: str) -> None:
-    """The first call of all: a million random keys, or keys that share a kilobyte."""
+    """Build the order, as the first ordered read does: of a million random keys, or of keys that share a kilobyte."""
     count = KEYS if shape == "random" else KEYS // 4
     keys = random_keys(count)
     if shape == "kilobyte":
@@ -105,7 +105,7 @@ def test_build(note: Any, machine_at: Any, shape: str) -> None:
 
 
 def test_open_in_order(note: Any, tmp_path: Path) -> None:
-    """Opening by a saved table that has the order, and by one without; the first scan is in it."""
+    """Open from a saved table that includes the order, the first scan included; and from one without the order."""
     keys = random_keys(KEYS)
     for ordered in (True, False):
         path = tmp_path / str(ordered)
@@ -123,7 +123,7 @@ def test_open_in_order(note: Any, tmp_path: Path) -> None:
 
 
 def test_apply_in_order(compare: Any, machine_at: Any, keys: list[bytes], values: list[bytes]) -> None:
-    """apply(1000) with the order in use over apply without: half overwrites, a tenth deletes, the rest new."""
+    """Apply chunks of 1,000 with the order in use and without: half overwrites, a tenth deletes, the rest new."""
     count = min(KEYS, len(keys))
     machines = [machine_at(ordered=ordered, auto_compact=False) for ordered in (True, False)]
     for machine in machines:
@@ -149,7 +149,7 @@ def test_apply_in_order(compare: Any, machine_at: Any, keys: list[bytes], values
 
 
 def note_curve(note: Any, row: str, curve: dict[str, list[float]], unit: str) -> None:
-    """Prints the median at each size, and notes the largest over the smallest."""
+    """Print the median at each size, and note the ratios of the largest size's times to the smallest size's."""
     for size, times in curve.items():
         print(f"{row}, at {size} of the keys: {sorted(times)[len(times) // 2]:.1f} {unit}")
     least, *_, most = curve.values()
@@ -158,7 +158,7 @@ def note_curve(note: Any, row: str, curve: dict[str, list[float]], unit: str) ->
 
 @pytest.mark.parametrize("shape", ["random", "rising", "falling", "gap"])
 def test_adversarial_inserts(note: Any, machine_at: Any, shape: str) -> None:
-    """One new key and one scan in turns, at three sizes: any key, always the greatest, the least, all into one gap."""
+    """Alternate one new key and one scan at three sizes; new keys are random, rising, falling, or all in one gap."""
     curve = {}
     for name, size in SIZES.items():
         machine = machine_at(ordered=True, auto_compact=False)
@@ -182,7 +182,7 @@ def test_adversarial_inserts(note: Any, machine_at: Any, shape: str) -> None:
 
 
 def test_deletes_of_a_prefix_between_scans(note: Any, machine_at: Any) -> None:
-    """All keys below a prefix go, and scans run over the gap, at three sizes: the first one walks over it, once."""
+    """Delete all keys of a prefix, then scan across the gap, at three sizes; only the first scan walks over it."""
     delete: dict[str, list[float]] = {}
     first: dict[str, list[float]] = {}
     next_ones: dict[str, list[float]] = {}

@@ -1,4 +1,4 @@
-"""What the proposer pays: making commands."""
+"""Making commands, which is the proposer's share of the work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COUNT = scaled(100_000)
 
 
 def test_put(note: Any, keys: list[bytes], values: list[bytes]) -> None:
-    """Beside the call of an empty method, which the limits of the same run hold."""
+    """Note the time of a call; the same run's `limits` hold the time of an empty method's call for comparison."""
     times = []
     for _ in range(9):
         pairs = list(zip(fresh(keys[:COUNT]), fresh(values[:COUNT]), strict=True))
@@ -36,7 +36,7 @@ def test_put_many(note: Any, keys: list[bytes], values: list[bytes]) -> None:
 
 
 def test_put_and_apply(compare: Any, machine_at: Any, keys: list[bytes], values: list[bytes]) -> None:
-    """Both sides of the work in one process, chunks of 100: the changes of `apply`, on a million keys."""
+    """Make and apply commands in one process, in chunks of 100: `bench_apply`'s changes, on a million keys."""
     machine = machine_at(auto_compact=False)
     fill(machine, keys, values)
     pairs = dict(zip(fresh(keys), fresh(values), strict=True))

@@ -1,13 +1,18 @@
 """A PySyncObj cluster on fastsm compared with stock PySyncObj: three processes on one machine, in turns.
 
     python bench/bench_pysyncobj.py --keys 200000 --rounds 3     # dumps, restarts, memory
-    python bench/bench_pysyncobj.py --speed                      # 1 to 10,000 commands under way, leader and follower
+    python bench/bench_pysyncobj.py --speed                      # 1 to 10,000 commands in flight, leader and follower
 
-Variants: `stock`, a `ReplDict` with PySyncObj's own dumps (fork, gzip) and journal; `pickle5`, the same with a
-serializer of six lines that pickles with protocol 5 and syncs, in the tick thread, and commands of protocol 4;
-`fastsm`; `durable`, fastsm with `durable=True`; only if asked for, `fastdict`, a `FastDict` in a `ReplDict`'s place.
-Keys of 16 bytes, values of 100, 100 keys in a command. With `--speed`, by default stock, fastsm, durable and fastdict
-are compared: single commands, and batches of 100 keys.
+The variants:
+
+- `stock`: a `ReplDict` with PySyncObj's own dumps (fork, gzip) and journal;
+- `pickle5`: the same, but a serializer of a few lines pickles with protocol 5 and syncs, in the tick thread, and
+  commands are pickled with protocol 4;
+- `fastsm`; and `durable`, which is fastsm with `durable=True`;
+- `fastdict`: a `FastDict` in place of the `ReplDict`; part of the default only with `--speed`.
+
+Keys have 16 bytes, values 100, and a command writes 100 keys. `--speed` compares stock, fastsm, durable and fastdict
+unless `--variants` says otherwise: single commands, and batches of 100 keys.
 """
 
 from __future__ import annotations
@@ -26,17 +31,17 @@ from pysyncobj_speed import measure_speed, table_of_speed
 
 VARIANTS = "stock,pickle5,fastsm,durable"
 SPEED_VARIANTS = "stock,fastsm,durable,fastdict"
-QUIET = 3.0  # seconds without a dump, to compare with
+QUIET = 3.0  # seconds without a dump, as the baseline for ticks
 
 
 def measure(variant: str, keys: int, root: Path, patience: float) -> dict[str, float]:
-    """One round of one variant."""
+    """Measure one round of one variant."""
     cluster = Cluster(variant, root)
     found: dict[str, float] = {}
     try:
         leader = cluster.leader()
         empty = cluster.call(leader, "status")["memory"]
-        # The rate is that of a fifth, in the variant's own way; the rest is filled as fast as can be.
+        # The rate is measured on a fifth of the keys, with the variant's own settings; the rest is filled quickly.
         part = keys // 5
         found["batched writes, keys/s"] = part / cluster.call(leader, "fill", first=0, count=part)
         cluster.all("protocol", version=4)
@@ -86,7 +91,7 @@ def measure_dump(cluster: Cluster, keys: int) -> dict[str, float]:
 
 
 def longest(when: str, cluster: Cluster) -> dict[str, float]:
-    """The longest tick of any node since it was asked for last."""
+    """Return the longest tick of any node since the last call."""
     whole, own = (max(gaps) for gaps in zip(*cluster.all("take_gaps"), strict=True))
     return {f"longest tick {when}, ms": 1000 * whole, "… without waiting for a core, ms, " + when: 1000 * own}
 
@@ -114,9 +119,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--variants", help=f"{VARIANTS} unless given; with --speed {SPEED_VARIANTS}")
     parser.add_argument("--speed", action="store_true", help="measure throughput and latency")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement of --speed")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of each measurement of --speed")
     parser.add_argument("--directory", default=None, help="where the nodes' files go; a temporary one by default")
-    parser.add_argument("--patience", type=float, default=300.0, help="seconds until a node counts as one that hangs")
+    parser.add_argument("--patience", type=float, default=300.0, help="seconds after which a node counts as hung")
     arguments = parser.parse_args()
     variants = (arguments.variants or (SPEED_VARIANTS if arguments.speed else VARIANTS)).split(",")
     rounds: dict[str, list[dict[str, float]]] = {variant: [] for variant in variants}

@@ -1,4 +1,4 @@
-"""A Raft log: appended and synced, opened, read; and what an entry takes in memory."""
+"""A Raft log: append and sync, open, read, and the memory per entry."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Append = Callable[[list[Entry]], object]
 
 
 def opened(who: str, place: Path) -> tuple[Append, Callable[[], object], Callable[[], object]]:
-    """How to append to a log, to sync it, and to close it."""
+    """Open a log; return its functions to append, to sync and to close."""
     if who == "fastsm":
         log = fastsm.RaftLog(place / who)
         return log.append, log.sync, log.close
@@ -39,7 +39,7 @@ def opened(who: str, place: Path) -> tuple[Append, Callable[[], object], Callabl
                 add(command, index, term)
 
         return append_each, peer.flush, peer.close
-    key = struct.Struct(">Q").pack  # in order: the fastest for a tree
+    key = struct.Struct(">Q").pack  # big-endian, so that keys ascend: a tree is fastest at that
     term_of = struct.Struct("<Q").pack
 
     def append(entries: list[Entry]) -> None:
@@ -58,9 +58,9 @@ def batches(first: int, count: int, size: int, each: int) -> list[list[Entry]]:
     ("row", "each", "size"),
     [("raft_log.sync.100", 100, COMMAND), ("raft_log.sync.1", 1, COMMAND), ("raft_log.sync.1m", 1, 1 << 20)])
 def test_append_then_sync(compare: Any, place: Path, who: str, row: str, each: int, size: int) -> None:
-    """Next to a growing file that takes as many bytes and a `fdatasync` each time."""
+    """Compare with appending as many bytes to a growing file, with one `fdatasync` each time."""
     if who not in ("fastsm", *PEERS):
-        pytest.skip(f"{who} is no log")
+        pytest.skip(f"{who} is not a log")
     append, sync, close = opened(who, place)
     count = SYNCS if size < 1 << 20 else max(1, SYNCS // 4)
     turn = iter(range(1000))
@@ -90,7 +90,7 @@ def test_append_then_sync(compare: Any, place: Path, who: str, row: str, each: i
 
 @pytest.fixture(scope="module")
 def million(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log of a million entries, closed."""
+    """Return the directory of a closed log of a million entries."""
     directory = tmp_path_factory.mktemp("million") / "log"
     with fastsm.RaftLog(directory) as log:
         for first in range(1, MILLION + 1, 1000):
@@ -99,7 +99,7 @@ def million(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_open(compare: Any, million: Path) -> None:
-    """Next to reading its files and hashing them."""
+    """Compare with reading the log's files and hashing them."""
 
     def subject() -> None:
         fastsm.RaftLog(million)._abandon()
@@ -112,7 +112,7 @@ def test_open(compare: Any, million: Path) -> None:
 
 
 def test_read_all(compare: Any, million: Path) -> None:
-    """Next to making as many entries of tuples that are there."""
+    """Compare with making as many entries from existing tuples."""
     with fastsm.RaftLog(million) as log:
         tuples = [tuple(entry) for entry in log.entries(1, MILLION)]
         compare(
@@ -134,5 +134,5 @@ log._abandon()
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the system does not tell")
 def test_memory_of_an_entry(note: Any, place: Path) -> None:
-    """Of the process's own: what is mapped is the page cache's."""
+    """Note the growth of the process's own memory; mapped pages belong to the page cache and are not counted."""
     note("raft_log.memory", "bytes", [measured(CHILD, place / "log", MILLION)])

@@ -1,4 +1,4 @@
-"""Readers in other processes: a refresh with nothing new, reads, how soon an entry is seen, opening."""
+"""Readers: a refresh with nothing new, reads, how soon another process sees an entry, opening, catching up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REPEATS = 5
 
 
 def test_a_refresh_with_nothing_new(note: Any, machine_at: Any, keys: list[bytes], values: list[bytes]) -> None:
-    """`refresh` and a get after it, and the owner's get for comparison."""
+    """Note the time of a reader's get and refresh, and of the owner's get for comparison."""
     machine = machine_at(auto_compact=False)
     fill(machine, keys, values)
     with fastsm.Reader(machine.path) as reader:
@@ -38,7 +38,7 @@ def test_a_refresh_with_nothing_new(note: Any, machine_at: Any, keys: list[bytes
 
 
 def test_opening(note: Any, machine_at: Any, keys: list[bytes], values: list[bytes]) -> None:
-    """Opening without a saved table, and from one, which a clean close leaves."""
+    """Open without a saved table, then from the saved table that a clean close writes."""
     machine = machine_at(auto_compact=False)
     fill(machine, keys, values)
     for row in ("reader.open", "reader.open_saved"):
@@ -52,7 +52,7 @@ def test_opening(note: Any, machine_at: Any, keys: list[bytes], values: list[byt
 
 
 def test_an_entry_is_seen(note: Any, machine_at: Any) -> None:
-    """From the owner's apply, in this process, to a waiting reader, and to a waiting watch, in a child."""
+    """Note the time from the owner's apply, in this process, to a child's waiting reader and to its waiting watch."""
     machine = machine_at()
     for row, seen_by in (("reader.wait", wait_for), ("reader.watch", watch_for)):
         (back, to), first = os.pipe(), machine.last_applied().index + 1
@@ -96,7 +96,7 @@ def watch_for(path: str, first: int, to: int) -> None:
 
 
 def test_catching_up(note: Any, machine_at: Any, keys: list[bytes], values: list[bytes]) -> None:
-    """A reader that has not been refreshed takes all that was applied since; watches tell it, from a thread."""
+    """Refresh a reader that is a whole load of entries late; then read its watch of the same entries in a thread."""
     times, told = [], []
     for _ in range(3):
         machine = machine_at(auto_compact=False)

@@ -32,7 +32,7 @@ os.kill(os.getpid(), 9)
 
 
 def apply_and_die(directory: Path, keys: list[bytes], values: list[bytes]) -> None:
-    """Another process applies all pairs, flushes, and is killed."""
+    """Apply all pairs and flush in another process, which then kills itself."""
     import pickle  # noqa: PLC0415
 
     content = directory.parent / "pairs"
@@ -43,7 +43,7 @@ def apply_and_die(directory: Path, keys: list[bytes], values: list[bytes]) -> No
 
 
 def copied(source: Path, target: Path) -> Path:
-    """A copy of a state directory whose pages are in the page cache, and on the disk."""
+    """Copy a state directory; the copy's pages are in the page cache and synced to the disk."""
     shutil.copytree(source, target)
     os.sync()
     return target
@@ -83,7 +83,7 @@ def test_open_after_a_clean_close(
 
 
 def test_open_full(compare: Any, place: Path, keys: list[bytes], values: list[bytes]) -> None:
-    """Everything is checked before it returns; compared with reading and hashing the same files."""
+    """Open with every byte checked before the call returns; compared with reading and hashing the same files."""
     with fastsm.FastStateMachine(place / "state") as machine:
         fill(machine, keys, values)
     os.sync()
@@ -110,7 +110,7 @@ def test_open_full(compare: Any, place: Path, keys: list[bytes], values: list[by
 
 @pytest.mark.parametrize("kind", ["killed", "killed.base"])
 def test_open_after_a_kill(compare: Any, place: Path, keys: list[bytes], values: list[bytes], kind: str) -> None:
-    """All of it in the log, or a base and 64 MiB of log after it; compared with making a dict of pairs in memory."""
+    """Open a log of everything, or a base and 64 MiB of log; compared with making a dict of pairs in memory."""
     original = place / "original"
     if kind == "killed":
         apply_and_die(original, keys, values)

@@ -1,4 +1,4 @@
-"""Snapshots of a million keys: written, installed, and what a reader notices meanwhile."""
+"""Snapshots of a million keys: writing one, installing one, and how much writing one delays a reader."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def bare_write(path: Path, content: bytes) -> None:
 
 
 def test_snapshot(compare: Any, full: Any, place: Path, keys: list[bytes], values: list[bytes], who: str) -> None:
-    """Beside a bare write and fsync of as many bytes."""
+    """Compare with a bare write and fsync of as many bytes."""
     store: Any = full
     if who != "fastsm":
         store = open_peer(who, place / who)
@@ -95,7 +95,7 @@ def test_install(compare: Any, full: Any, place: Path) -> None:
 
 
 def read_for(get: Callable[[bytes], object], wanted: list[bytes], going: Callable[[], bool]) -> Any:
-    """Nanoseconds of each get of one reader, for as long as the window goes on."""
+    """Read until `going` returns false; return the nanoseconds of each get."""
     clock, times, i, count = time.perf_counter_ns, [], 0, len(wanted)
     before = clock()
     while True:
@@ -111,7 +111,7 @@ def read_for(get: Callable[[bytes], object], wanted: list[bytes], going: Callabl
 
 
 def window(full: Any, wanted: list[bytes], work: Callable[[], object] | None, seconds: float) -> tuple[Any, float]:
-    """One window: a reader on this thread, and work next to it, or nothing for as long."""
+    """Measure one window: read in this thread while `work` runs in another, or for `seconds` if there is no work."""
     start = time.perf_counter()
     if work is None:
         return read_for(full.get, wanted, lambda: time.perf_counter() - start < seconds), seconds
@@ -123,13 +123,13 @@ def window(full: Any, wanted: list[bytes], work: Callable[[], object] | None, se
 
 
 def hash_and_write(path: Path, content: bytes) -> None:
-    """The work of a snapshot in a few calls of C that leave the GIL alone: no snapshot can disturb a reader less."""
+    """Hash and write a snapshot's bytes in a few C calls without the GIL: the least that a snapshot can disturb."""
     blake3.blake3(content).digest()
     bare_write(path, content)
 
 
 def test_reader_meanwhile(note: Any, full: Any, keys: list[bytes], place: Path) -> None:
-    """20 windows with a snapshot under way, each next to one of equal length without, and one next to a C thread."""
+    """Measure 20 windows during a snapshot; each has one of equal length without, and one with a busy C thread."""
     wanted = random.Random(14).choices(keys, k=100_000)
     full.write_snapshot(place / "size")
     content = os.urandom((place / "size" / "snapshot.fsm").stat().st_size)

@@ -1,4 +1,4 @@
-"""Deadlines: what they cost puts, what a tick costs, and their memory."""
+"""Deadlines: what they add to the cost of puts, what a tick costs, and their memory."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ TIMED = scaled(1_000_000)
 DUE = scaled(10_000)
 TICKS = scaled(5_000)
 CHUNK = 100
-LATER = 1 << 45  # milliseconds: nothing is due by it
+LATER = 1 << 45  # milliseconds; no tick here reaches it
 
 
 def test_puts_with_a_deadline(compare: Any, machine_at: Any, keys: list[bytes], values: list[bytes]) -> None:
-    """Overwrites of keys that have one, by puts with another one; the same without."""
+    """Overwrite keys that have a deadline by puts with another deadline; compared with the same without deadlines."""
     timed, plain = machine_at(auto_compact=False), machine_at(auto_compact=False)
     dice = random.Random(8)
     drawn = keys[:ENTRIES]
@@ -58,7 +58,7 @@ def fill_timed(machine: fastsm.FastStateMachine, count: int, deadlines: Any) -> 
 
 
 def test_ticks(note: Any, machine_at: Any) -> None:
-    """With a million deadlines: a tick by which none is due, more than a noop; and one by which ten thousand are."""
+    """Tick with a million deadlines: when none is due, less the time of a noop; and when ten thousand are due."""
     machine = machine_at(auto_compact=False)
     dice = random.Random(9)
     fill_timed(machine, TIMED, iter(lambda: LATER + dice.randrange(1 << 30), None))
@@ -98,7 +98,7 @@ directory, count, has_deadlines = sys.argv[1], int(sys.argv[2]), sys.argv[3] == 
 machine, dice, index = fastsm.FastStateMachine(directory, auto_compact=False), random.Random(3), 0
 machine.apply([(1, 1, fastsm.noop())])
 before = own_memory()
-for _ in range(2):  # the second time they are overwritten
+for _ in range(2):  # the second round overwrites the keys
     for first in range(0, count, 1000):
         machine.apply([
             (2 + index + i, 1, fastsm.put(
@@ -112,6 +112,6 @@ machine.close()
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the system does not tell")
 def test_memory_of_a_deadline(note: Any, place: Path) -> None:
-    """Resident bytes a key that has one, more than without, after all were overwritten."""
+    """Note the bytes of memory that a deadline adds to a key, after all keys were overwritten once."""
     timed, plain = (measured(CHILD, place / str(each), max(TIMED, 1000), each) for each in (True, False))
     note("time.memory", "bytes", [timed - plain])

@@ -1,4 +1,4 @@
-"""Watches: how fast changes are told, what waiting ones cost apply, and how soon one of them is woken."""
+"""Watches: how fast they deliver changes, what waiting watches cost apply, and how soon a waiting one is woken."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def iterate(watch: fastsm.Watch) -> int:
 
 
 def test_changes_are_told(note: Any, machine_at: Any) -> None:
-    """All changes of a log, many at a time and one by one."""
+    """Read all changes of a log, many at a time and one by one."""
     machine = machine_at(auto_compact=False)
     fill(machine, [b"key-%012d" % i for i in range(TOLD)], [bytes(32)] * TOLD)
     for row, call in (("watch.read", read_all), ("watch.for", iterate)):
@@ -46,7 +46,7 @@ def test_changes_are_told(note: Any, machine_at: Any) -> None:
 
 
 def waiting_threads(machine: fastsm.FastStateMachine) -> Iterator[threading.Thread]:
-    """Threads that wait for prefixes which nobody writes."""
+    """Start threads that wait for changes of prefixes that are never written."""
     for i in range(WAITING):
         watch = machine.watch(b"nobody/%d/" % i)
         thread = threading.Thread(target=list, args=(watch,))
@@ -57,7 +57,7 @@ def waiting_threads(machine: fastsm.FastStateMachine) -> Iterator[threading.Thre
 def test_waiting_watches_cost_apply_nothing(
     compare: Any, machine_at: Any, keys: list[bytes], values: list[bytes]
 ) -> None:
-    """The same chunks on two machines, one of which a thousand watches wait for."""
+    """Apply the same chunks to two machines; a thousand watches wait on one of them."""
     watched, alone = machine_at(auto_compact=False), machine_at(auto_compact=False)
     for machine in (watched, alone):
         fill(machine, keys[:WRITTEN], values[:WRITTEN])
@@ -82,7 +82,7 @@ def test_waiting_watches_cost_apply_nothing(
 
 
 def test_a_waiting_read_is_woken(note: Any, machine_at: Any) -> None:
-    """The time from a change's apply to its reader, entry by entry."""
+    """Note the time from the apply of a change to its arrival in a waiting thread, entry by entry."""
     machine = machine_at()
     told: list[float] = []
     ready = threading.Semaphore(0)

@@ -1,13 +1,13 @@
 """Two commits compared: built apart, measured in turns, judged by the noise of the same run.
 
-Each commit gets a worktree and a virtual environment of its own, and both run the same suite, this checkout's
-`guard.py`. Three processes take turns, slice by slice of some milliseconds: BASE, HEAD, and BASE once more. HEAD over
-BASE is the result; BASE over BASE, which differs by chance alone, says how much chance makes of it. The processes
-are started anew several times, for where a process lies in memory is chance, too. HEAD fails where it is slower by
-more than chance, and by more than SMALLEST_LOSS.
+Each commit gets its own worktree and virtual environment, and both run the same suite, this checkout's `guard.py`.
+Three processes take turns, in slices of some milliseconds: BASE, HEAD, and BASE once more. The result is the ratio of
+HEAD to BASE; the ratio of BASE to BASE differs from 1 by chance alone, so it measures the noise. The processes are
+restarted several times, because a process's place in memory is a matter of chance, too. HEAD fails if it is slower by
+more than the noise and by more than SMALLEST_LOSS.
 
-A loss of a hundredth is less than what chance makes of times. So both commits' instructions, and what they ask of the
-system, are counted as well, which chance does not move: there two hundredths fail.
+Timing cannot show a loss of one percent: the noise is larger. So the instructions and the system's work of both
+commits are counted as well, which vary little: instructions fail at two percent.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from bench import counts
 from bench.machine import describe
 
 SMALLEST_LOSS = 1.03
-STARTS = 6  # of the three processes, each time as a part of the minutes
+STARTS = 6  # how often the three processes are started; each start gets its share of the minutes
 WORKLOADS = ("get", "get.hot", "get_many", "apply.1", "apply.100", "apply.hot", "flush", "snapshot", "open")
 CHECKOUT = Path(__file__).resolve().parent.parent
-COUNTING = 60  # seconds of the minutes
-Slices = dict[str, list[tuple[float, float, float]]]  # by workload: seconds of BASE, HEAD and BASE again
+COUNTING = 60  # seconds of the minutes that are set aside for counting
+Slices = dict[str, list[tuple[float, float, float]]]  # by workload: seconds of BASE, of HEAD, and of BASE again
 
 
 class Verdict(NamedTuple):
     workload: str
     ratio: float  # of HEAD to BASE, median
-    low: float  # of the median, 95 %
+    low: float  # low and high: the 95 % confidence interval of the median
     high: float
-    noise: float  # what chance makes of BASE over BASE
+    noise: float  # a ratio up to this may be chance, judging by BASE over BASE
     lost: bool
 
 
 def build(commit: str, directory: Path) -> Path:
-    """A worktree of the commit with a virtual environment in it; returns the environment's Python."""
+    """Make a worktree of the commit with a virtual environment in it; return the environment's Python."""
     git = ["git", "-C", str(CHECKOUT)]
     subprocess.run([*git, "worktree", "add", "--quiet", "--detach", str(directory), commit], check=True)
     environment = directory / ".venv-compare"
@@ -57,12 +57,12 @@ def build(commit: str, directory: Path) -> Path:
 
 
 class Runner:
-    """A process of the suite, which does a slice of work at a time."""
+    """A process that runs the suite, one slice of work per request."""
 
     def __init__(self, python: Path, directory: Path, name: str) -> None:
         self.scratch = directory / name
         self.scratch.mkdir()
-        # There, so that no checkout hides the installed package.
+        # It runs in the scratch directory, so that no checkout hides the installed package.
         self.process = subprocess.Popen(
             [str(python), str(directory / "guard.py"), str(self.scratch)], cwd=self.scratch, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
@@ -76,7 +76,7 @@ class Runner:
         return line
 
     def slice(self, workload: str) -> float:
-        """Seconds of one slice."""
+        """Run one slice; return its seconds."""
         assert self.process.stdin is not None
         self.process.stdin.write(workload + "\n")
         self.process.stdin.flush()
@@ -89,9 +89,9 @@ class Runner:
 
 
 def take_turns(pythons: list[Path], directory: Path, seconds: float, turn: int) -> Slices:
-    """One start of the three processes: slices of every workload, in changing order, for so many seconds.
+    """Start the three processes once; run slices of every workload, in changing order, for a number of seconds.
 
-    Who starts first is another one in each turn: it may get the better places in memory and on the disk.
+    The order of the starts differs in each turn: the first process may get better places in memory and on the disk.
     """
     found: Slices = {workload: [] for workload in WORKLOADS}
     base, head = pythons
@@ -116,7 +116,7 @@ def take_turns(pythons: list[Path], directory: Path, seconds: float, turn: int) 
 
 
 def judge(starts: list[Slices]) -> list[Verdict]:
-    """For each workload HEAD over BASE, and whether that is a loss beyond what chance makes of BASE over BASE."""
+    """Return, by workload, the ratio of HEAD to BASE and whether it is a loss beyond the noise of BASE to BASE."""
     verdicts = []
     for workload in WORKLOADS:
         slices = [start[workload] for start in starts]
@@ -124,7 +124,7 @@ def judge(starts: list[Slices]) -> list[Verdict]:
         bases = [ratio for start in slices for ratio in middles([twin / base for base, _, twin in start])]
         low, high = interval(heads)
         again = interval(bases)
-        noise = max(again[1], 1 / again[0]) ** 1.5  # of nine workloads, none should fail by chance
+        noise = max(again[1], 1 / again[0]) ** 1.5  # widened, so that none of nine workloads fails by chance
         verdicts.append(Verdict(
             workload, statistics.median(heads), low, high, noise, low > 1 and
             statistics.median(heads) > max(SMALLEST_LOSS, noise)))  # fmt: skip
@@ -132,13 +132,13 @@ def judge(starts: list[Slices]) -> list[Verdict]:
 
 
 def middles(ratios: list[float]) -> list[float]:
-    """Medians of every six slices, one of each order: single ones are mostly what the machine did meanwhile."""
+    """Return the median of every six slices, one for each order; single slices mostly show the machine's other work."""
     groups = [ratios[i : i + 6] for i in range(0, max(len(ratios) - 5, 1), 6)]
     return [statistics.median(group) for group in groups]
 
 
 def interval(values: list[float]) -> tuple[float, float]:
-    """Between these two lies the median of all there could be, 19 times of 20 (order statistics)."""
+    """Return the 95 % confidence interval of the median, by order statistics."""
     ordered = sorted(values)
     skip = max(0, int((len(ordered) - 1.96 * len(ordered) ** 0.5) / 2))
     return ordered[skip], ordered[-1 - skip]
@@ -158,7 +158,7 @@ def render(base: str, head: str, verdicts: list[Verdict], count: int) -> str:
 
 
 def count(base: Path, head: Path) -> tuple[counts.Counts, counts.Counts]:
-    """The counts of both; none without Linux's /proc, nor of a base so old that its functions had other names."""
+    """Count both; return no counts without Linux's /proc, and none of a base whose functions had other names."""
     if not counts.can_count():
         return {}, {}
     try:
@@ -172,8 +172,8 @@ def count(base: Path, head: Path) -> tuple[counts.Counts, counts.Counts]:
 def render_counts(before: counts.Counts, after: counts.Counts, losses: list[str]) -> str:
     kinds = sorted({kind for numbers in after.values() for kind in numbers})
     if not before:
-        return "\nNothing was counted next to it: this system or the base cannot be counted.\n"
-    lines = ["", "What is counted, an operation, before and after:", ""]
+        return "\nInstructions and system calls were not counted: this system or the base does not allow it.\n"
+    lines = ["", "Counts per operation, before and after:", ""]
     lines += ["| | " + " | ".join(kinds) + " |", "| --- |" + " --- |" * len(kinds)]
     for name, numbers in after.items():
         old = before.get(name, {})
@@ -183,7 +183,7 @@ def render_counts(before: counts.Counts, after: counts.Counts, losses: list[str]
 
 
 def compare(base: str, head: str, minutes: float, out: Path) -> int:
-    """Builds, measures, reports; 1 when HEAD lost anything beyond the noise."""
+    """Build, measure and report; return 1 if HEAD is slower beyond the noise, otherwise 0."""
     out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # worktrees are removed on the way out
     with tempfile.TemporaryDirectory(prefix="fastsm-compare-", dir=out) as name:

@@ -1,4 +1,4 @@
-"""What the suites share: the data, a place for files, and where results go."""
+"""Fixtures that the suites share: the data, a place for files, and the recording of results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.harness import ROUNDS, Prepare, Result, interleave, ratios, write_res
 from bench.peers import available
 from bench.targets import ROWS, verdict
 
-collect_ignore = ["bench_pysyncobj.py"]  # a script of its own: clusters of processes
+collect_ignore = ["bench_pysyncobj.py"]  # a script, not a suite: it starts clusters of processes
 SUITES = {path.name for path in Path(__file__).parent.glob("bench_*.py")} - set(collect_ignore)
 SMOKE_ROUNDS = 2
 results: list[Result] = []
@@ -63,7 +63,7 @@ def _machine(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture
 def note() -> Callable[..., Result]:
-    """Notes what was measured."""
+    """Provide `note(row, unit, values)`, which records a result."""
 
     def note_result(row: str, unit: str, values: list[float], who: str = "fastsm", **more: Any) -> Result:
         results.append(Result(row, who, unit, values, **more))
@@ -74,7 +74,7 @@ def note() -> Callable[..., Result]:
 
 @pytest.fixture
 def compare(benchmark: Any, note: Callable[..., Result], pytestconfig: pytest.Config) -> Callable[..., Result]:
-    """`compare(row, subject, base, items, prepare)` times both in alternating order, and notes the ratio."""
+    """Provide `compare(row, subject, base, items, prepare)`, which times both alternately and notes the ratio."""
 
     def run(
         row: str,
@@ -87,7 +87,7 @@ def compare(benchmark: Any, note: Callable[..., Result], pytestconfig: pytest.Co
     ) -> Result:
         rounds = SMOKE_ROUNDS if data.smoke else rounds or pytestconfig.getoption("--rounds")
         mine, theirs = interleave(subject, base, prepare, rounds)
-        # pytest-benchmark's own table takes the subject's times as they are.
+        # pytest-benchmark did not time anything: its table is given the subject's times.
         benchmark.pedantic(lambda: None, rounds=1)
         if benchmark.stats is not None:
             benchmark.stats.stats.data[:] = mine
@@ -104,7 +104,7 @@ def results_path(config: pytest.Config) -> Path:
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """Writes what was measured so far: a run with all stores takes half an hour, and may be interrupted."""
+    """Write the results so far: a run with all stores takes half an hour and may be interrupted."""
     if results:
         write_results(results_path(item.config), results, about)
 
@@ -132,14 +132,14 @@ def values() -> list[bytes]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
-    """A directory that is removed at once: a run writes many gigabytes."""
+    """Provide a directory that is removed right after the test, because a run writes many gigabytes."""
     yield tmp_path
     shutil.rmtree(tmp_path, ignore_errors=True)
 
 
 @pytest.fixture
 def machine_at(place: Path) -> Iterator[Callable[..., fastsm.FastStateMachine]]:
-    """Opens state machines below a temporary directory, and closes them."""
+    """Provide a function that opens state machines in a temporary directory; close them after the test."""
     opened: list[fastsm.FastStateMachine] = []
 
     def open_machine(**options: Any) -> fastsm.FastStateMachine:

@@ -1,8 +1,9 @@
-"""The guard without a clock: instructions, and what the system is asked for, an operation.
+"""The guard without a clock: instructions, page faults, bytes written and system calls per operation.
 
-`python -m bench counts` compares with what `counts.json` holds for this compiler, architecture and Python, and fails
-above it; `python -m bench counts --record` writes what is now. Instructions need valgrind; without it, bytes written,
-page faults and system calls are counted, which no compiler changes much.
+`python -m bench counts` compares them with `counts.json`'s numbers for this compiler, architecture and Python, and
+fails if one is above its limit; `python -m bench counts --record` records the current numbers. Counting instructions
+needs valgrind; without it only page faults, bytes written and system calls are counted, which hardly depend on the
+compiler.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from typing import Any
 
 RECORDED = Path(__file__).with_name("counts.json")
 INSTRUCTIONS_LIMIT = 1.02
-SYSTEM_LIMIT = 1.10  # of bytes, faults and calls: allocation ahead moves them a little
+SYSTEM_LIMIT = 1.10  # of bytes, faults and calls: preallocation moves them a little
 COUNT = 2000
 Counts = dict[str, dict[str, float]]  # by operation, by kind
 
-# Operation: the compiled function whose instructions are counted, with all that it calls.
+# By operation, the compiled function whose instructions are counted, including those of all that it calls.
 COUNTED = {
     "get": "__pyx_pw_*State_*get",
     "get_many": "__pyx_pw_*State_*get_many",
@@ -91,7 +92,7 @@ def state():
 
 
 def platform_name() -> str:
-    """What instruction counts depend on: architecture, C library, compiler of Python and of this build, Python."""
+    """Name what instruction counts depend on: system, architecture, C library, compiler and Python."""
     compiler = subprocess.run(
         [*(sysconfig.get_config_var("CC") or "cc").split()[:1], "-dumpfullversion"],
         capture_output=True, text=True, check=False)  # fmt: skip
@@ -105,7 +106,7 @@ def child_command(name: str, directory: str, python: str = sys.executable) -> li
 
 
 def instructions(name: str, python: str) -> float:
-    """Instructions an operation, under callgrind."""
+    """Return the instructions per operation, counted by callgrind."""
     with tempfile.TemporaryDirectory() as directory:
         command = [
             "valgrind", "--tool=callgrind", "--collect-atstart=no", f"--toggle-collect={COUNTED[name]}",
@@ -119,7 +120,7 @@ def instructions(name: str, python: str) -> float:
 
 
 def system_counts(name: str, python: str) -> dict[str, float]:
-    """Page faults, bytes written and reads and writes of files, an operation; less than what an idle run has."""
+    """Return page faults, bytes written, and reads and writes of files per operation."""
     with tempfile.TemporaryDirectory(dir=os.getcwd()) as directory:
         done = run(child_command(name, f"{directory}/state", python), directory)
         numbers = [int(number) for number in done.stdout.split()]
@@ -128,7 +129,7 @@ def system_counts(name: str, python: str) -> dict[str, float]:
 
 
 def run(command: list[str], directory: str) -> subprocess.CompletedProcess[str]:
-    """In a directory of its own, so that no checkout hides the installed package."""
+    """Run a command in a directory of its own, so that no checkout hides the installed package."""
     environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=directory)
     if done.returncode:
@@ -141,7 +142,7 @@ def can_count() -> bool:
 
 
 def measure(python: str = sys.executable) -> Counts:
-    """Both kinds of counts, by operation, of the fastsm that this Python imports."""
+    """Return both kinds of counts, by operation, of the fastsm that this Python imports."""
     found: Counts = {}
     for name in COUNTED:
         found[name] = system_counts(name, python)
@@ -151,14 +152,14 @@ def measure(python: str = sys.executable) -> Counts:
 
 
 def judge(found: Counts, recorded: Counts) -> list[str]:
-    """A sentence for each count that is above its limit."""
+    """Return a sentence for each count that is above its limit."""
     losses = []
     for name, counts in found.items():
         for what, number in counts.items():
             before = recorded.get(name, {}).get(what)
             if before is None:
                 continue
-            # Under one fault or call an operation, chance decides: a tenth of one may come on top.
+            # Counts below one per operation vary by chance, so a tenth of one is added.
             limit = before * INSTRUCTIONS_LIMIT if what == "instructions" else before * SYSTEM_LIMIT + 0.1
             if number > limit:
                 losses.append(f"{name}: {number:.2f} {what} an operation, before {before:.2f}, limit {limit:.2f}")
@@ -166,7 +167,7 @@ def judge(found: Counts, recorded: Counts) -> list[str]:
 
 
 def main(record: bool) -> int:
-    """Prints the counts and compares them, or records them; the exit status."""
+    """Print the counts, then compare or record them; return the exit status."""
     if not can_count():
         print("counts: skipped, they need Linux's /proc")
         return 0
@@ -183,7 +184,7 @@ def main(record: bool) -> int:
         return 0
     recorded = known.get(here)
     if recorded is None:
-        # Another compiler or Python: instructions cannot be compared, what the system is asked for can.
+        # With another compiler or Python, instructions cannot be compared, but the system's counts can.
         print(f"counts: no instructions are recorded for {here}; record them with `python -m bench counts --record`")
         recorded = {
             name: {what: number for what, number in counts.items() if what != "instructions"}

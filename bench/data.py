@@ -11,7 +11,7 @@ smoke = False  # set by `pytest bench --smoke` before the suites are imported
 
 
 def scaled(count: int) -> int:
-    """The count to measure with; a five-hundredth of it, but at least 10, in a smoke run."""
+    """Return the count, or in a smoke run a five-hundredth of it, but at least 10."""
     return max(count // 500, 10) if smoke else count
 
 
@@ -31,7 +31,7 @@ def random_values(count: int, size: int = VALUE_BYTES, seed: int = 2) -> list[by
 
 
 def fresh(items: list[bytes]) -> list[bytes]:
-    """Equal bytes as new objects: no hash is cached in them, as with keys from a network."""
+    """Return equal bytes as new objects without a cached hash, like keys that come from a network."""
     return [bytes(bytearray(item)) for item in items]
 
 
@@ -40,7 +40,7 @@ def fresh_pairs(pairs: Pairs) -> Pairs:
 
 
 def changes(source: random.Random, keys: list[bytes], values: list[bytes], count: int) -> Pairs:
-    """Half overwrites, a tenth deletes, the rest new keys."""
+    """Draw changes: half overwrites, a tenth deletes, the rest new keys."""
     made: Pairs = []
     for kind in source.choices(["overwrite", "delete", "new"], [5, 1, 4], k=count):
         key = source.randbytes(KEY_BYTES) if kind == "new" else source.choice(keys)
@@ -49,7 +49,7 @@ def changes(source: random.Random, keys: list[bytes], values: list[bytes], count
 
 
 def entries_of(pairs: Pairs, first_index: int) -> list[tuple[int, int, bytes]]:
-    """The pairs as committed entries."""
+    """Return the pairs as committed entries; a value of None becomes a delete."""
     return [
         (first_index + i, 1, fastsm.delete(key) if value is None else fastsm.put(key, value))
         for i, (key, value) in enumerate(pairs)
@@ -61,7 +61,7 @@ def chunked(items: list[Any], size: int) -> list[list[Any]]:
 
 
 def fill(machine: fastsm.FastStateMachine, keys: list[bytes], values: list[bytes], chunk: int = 1000) -> None:
-    """Puts all pairs."""
+    """Put all pairs."""
     first = machine.last_applied().index + 1
     for start in range(0, len(keys), chunk):
         pairs: Pairs = list(zip(keys[start : start + chunk], values[start : start + chunk], strict=True))
@@ -69,7 +69,7 @@ def fill(machine: fastsm.FastStateMachine, keys: list[bytes], values: list[bytes
 
 
 def into_dict(pairs: dict[bytes, bytes], made: Pairs) -> None:
-    """The base of `apply`: a plain loop that does the same, and keeps nothing."""
+    """Make the same changes in a dict by a plain loop, with no durability: what `apply` is compared with."""
     for key, value in made:
         if value is None:
             pairs.pop(key, None)

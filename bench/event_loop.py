@@ -1,8 +1,8 @@
-"""How long the event loop stands still while fastsm works on a slow disk: `python -m bench.event_loop [seconds]`.
+"""How long fastsm blocks the event loop while its disk is slow: `python -m bench.event_loop [seconds]`.
 
-A task that does nothing but sleep measures how late it wakes up, while chunks are applied and flushed, and a
-compaction, a snapshot and a reset run. Each call of the seam to the system takes as long as on a bad disk. What is left
-is the interpreter's own switching between threads (5 ms a time, `sys.getswitchinterval()`).
+A task that only sleeps measures how late it wakes up while chunks are applied and flushed, and while a compaction, a
+snapshot and a reset run. Each sync, write and allocation takes as long as on a bad disk. The delays that remain come
+from the interpreter's switching between threads (5 ms each, `sys.getswitchinterval()`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SYNC_SECONDS, WRITE_SECONDS = 0.1, 0.02
 
 
 class SlowDisk(Directory):
-    """The seam to the system, on a disk that takes its time."""
+    """A directory on a slow disk: syncs, writes and allocations sleep first."""
 
     @staticmethod
     def sync(fd: Any) -> None:
@@ -40,7 +40,7 @@ class SlowDisk(Directory):
 
 
 async def longest_delay(seconds: float, work: Callable[[], Awaitable[object]]) -> tuple[float, int]:
-    """The longest time that the loop stood still, in ms, while ``work`` ran again and again; and how often it ran."""
+    """Run ``work`` again and again; return the longest time that the loop was blocked, in ms, and the rounds."""
     longest, rounds, ended = 0.0, 0, False
 
     async def watch() -> None:
@@ -54,7 +54,7 @@ async def longest_delay(seconds: float, work: Callable[[], Awaitable[object]]) -
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop:
         await work()
-        await asyncio.sleep(0)  # work that is done at once lets nobody else run
+        await asyncio.sleep(0)  # work that never suspends would not let the watching task run
         rounds += 1
     ended = True
     await watching

@@ -1,8 +1,8 @@
-"""The guard's suite: work in slices of some milliseconds, done on request, by `compare` in each commit's environment.
+"""The guard's suite: slices of work, some milliseconds long, which `compare` requests in each commit's environment.
 
-It uses nothing of fastsm but its public names, so that any commit can be measured, and nothing of the rest of `bench`.
-`python guard.py DIRECTORY` reads the name of a workload from each line and answers with the seconds of one slice of it;
-preparing the slice is not counted. Slices this short let two processes take turns faster than a busy machine changes.
+It uses only the public names of fastsm, so that it can measure any commit, and nothing from the rest of `bench`.
+`python guard.py DIRECTORY` reads the name of a workload from each line and answers with the seconds of one slice of it,
+preparation excluded. With slices this short, the processes take turns faster than the load of a busy machine changes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import fastsm
 
 KEYS = 100_000
-HOT = 1000  # keys that stay in the cache: there an instruction more is seen, elsewhere a cache miss more
+HOT = 1000  # keys that stay in the CPU's cache, where extra instructions show; with all keys, cache misses show
 VALUE = bytes(range(100))
 Work = tuple[Callable[..., object], tuple[Any, ...]]
 
@@ -34,7 +34,7 @@ class Guard:
         self.machine = fastsm.FastStateMachine(os.path.join(directory, "state"), auto_compact=False)
         self.machine.apply(self.entries(self.keys))
         self.machine.flush()
-        # Opened and closed again and again: a state of its own.
+        # A second state, for the workload that opens and closes one.
         self.other = os.path.join(directory, "other")
         with fastsm.FastStateMachine(self.other) as machine:
             machine.apply([(i + 1, 1, fastsm.put(key, VALUE)) for i, key in enumerate(self.keys)])
@@ -53,7 +53,7 @@ class Guard:
         return [entries[i : i + size] for i in range(0, len(entries), size)]
 
     def prepare(self, workload: str) -> Work:
-        """What is timed, and its arguments."""
+        """Return the function to time, and its arguments."""
         operation, _, how = workload.partition(".")
         hot = how == "hot"
         if operation == "get":

@@ -1,6 +1,6 @@
-"""Timing: a subject and its base in interleaved rounds, and what a run leaves as JSON.
+"""Timing of a subject and its base in interleaved rounds, and the JSON that a run writes.
 
-Absolute times on a shared machine say little; a ratio of two things timed in alternation says more.
+Absolute times on a shared machine mean little; the ratio of two things timed alternately means more.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Prepare = Callable[[], tuple[tuple[Any, ...], tuple[Any, ...]]]
 
 @dataclass
 class Result:
-    """What was measured for one row: values by round, and, for ratios, the seconds that they come from."""
+    """The measurements of one row: a value per round and, for ratios, the seconds that they were computed from."""
 
     row: str
     who: str
@@ -48,7 +48,7 @@ class Result:
 
 
 def timed(function: Callable[..., object], *arguments: Any) -> float:
-    """Seconds of one call, without the garbage collector: millions of prepared objects are its work, not ours."""
+    """Time one call, in seconds, with the garbage collector off: it would visit millions of prepared objects."""
     gc.collect()
     gc.disable()
     try:
@@ -62,7 +62,7 @@ def timed(function: Callable[..., object], *arguments: Any) -> float:
 def interleave(
     subject: Callable[..., object], base: Callable[..., object], prepare: Prepare, rounds: int = ROUNDS
 ) -> tuple[list[float], list[float]]:
-    """Seconds of both, one of each a round, the order alternating; `prepare` makes the arguments of a round."""
+    """Time both once per round, in alternating order; return the seconds of each. `prepare` makes the arguments."""
     mine: list[float] = []
     theirs: list[float] = []
     for turn in range(rounds):
@@ -80,7 +80,7 @@ def ratios(mine: Sequence[float], theirs: Sequence[float]) -> list[float]:
 
 
 def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run code in a process of its own, in an empty folder: in a checkout, its unbuilt `fastsm/` would be imported."""
+    """Run code in another process, in an empty folder: in a checkout it would import the unbuilt `fastsm/`."""
     with tempfile.TemporaryDirectory() as elsewhere:
         command = [sys.executable, "-c", code, *map(str, arguments)]
         return subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False)
@@ -98,7 +98,7 @@ def own_memory():
 
 
 def measured(code: str, *arguments: object) -> Any:
-    """Runs code as `run_python` does, which may ask for its `own_memory()` in bytes; returns what it prints as JSON."""
+    """Run code as `run_python` does, with a function `own_memory()` (in bytes); return what it prints as JSON."""
     ended = run_python(OWN_MEMORY + code, *arguments)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)

@@ -1,4 +1,4 @@
-"""The machine under a run: what it is, and its own limits."""
+"""The machine that a run uses: its description, and its own limits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 def describe(directory: Path) -> dict[str, Any]:
-    """Everything that a number depends on and that can be read off."""
+    """Return everything that a result depends on and that the system reports."""
     return {
         "commit": commit(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "cpu": cpu(), "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
@@ -49,7 +49,7 @@ def cpu() -> str:
 
 
 def file_system(directory: Path) -> str:
-    """The type of the file system that holds a directory."""
+    """Return the type of the file system that holds a directory."""
     best = ("", "unknown")
     try:
         for line in Path("/proc/mounts").read_text().splitlines():
@@ -63,7 +63,7 @@ def file_system(directory: Path) -> str:
 
 
 def limits(directory: Path) -> dict[str, float]:
-    """What no store on this machine can beat: measured in some two seconds, in the same run as the rest."""
+    """Measure what no store on this machine can beat; takes about two seconds, in the same run as the rest."""
     block = bytearray(os.urandom(64 << 20))
     target = bytearray(len(block))
 
@@ -84,7 +84,7 @@ def limits(directory: Path) -> dict[str, float]:
 
 
 def per_call(function: Callable[[], object], count: int) -> float:
-    """Nanoseconds of a call from a Python loop, the loop included."""
+    """Return the nanoseconds of a call from a Python loop, the loop included."""
     start = time.perf_counter()
     for _ in range(count):
         function()
@@ -101,7 +101,7 @@ def median_of(function: Callable[[], object], rounds: int = 5) -> float:
 
 
 def written(directory: Path, piece: bytes, count: int, *, sync: bool) -> float:
-    """Seconds, as a median, of appending a piece to a file, with `fdatasync` or without."""
+    """Return the median seconds of appending a piece to a file, with `fdatasync` or without."""
     path = directory / "bare-write"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
@@ -119,7 +119,7 @@ def written(directory: Path, piece: bytes, count: int, *, sync: bool) -> float:
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """All of it: one call of the system takes at most 2 GiB."""
+    """Write all of the data, in several calls if necessary: one system call takes at most 2 GiB."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]

@@ -1,7 +1,7 @@
-"""The pictures of a report, drawn with matplotlib: one question each.
+"""The pictures of a report, drawn with matplotlib; each answers one question.
 
-Colors are Okabe and Ito's, which color-blind readers tell apart; the ground is transparent and the text gray, so that
-each picture can be read on a light and on a dark page.
+Colors are Okabe and Ito's, which color-blind readers can tell apart. The background is transparent and the text gray,
+so that each picture is readable on a light and on a dark page.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def axes(x: str, y: str, *, height: float = 4) -> Axes:
 
 
 def legend(made: Axes, columns: int = 1) -> None:
-    """Above the picture, where it hides nothing."""
+    """Put the legend above the picture, where it hides nothing."""
     made.legend(frameon=False, labelcolor=TEXT, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
 
 
 def save(made: Axes, path: Path) -> None:
-    # Without a date, equal data make an equal file.
+    # No date, so that equal data make an equal file.
     made.figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)  # type: ignore[union-attr]
     plt.close(made.figure)  # type: ignore[arg-type]
 
@@ -129,7 +129,7 @@ def latency(results: Results, scale: Scale) -> Axes | None:
 
 
 def stores(times: Times) -> Axes | None:
-    """Each store's time as a multiple of fastsm's, a row of marks for each work."""
+    """Draw each store's time as a multiple of fastsm's, with one row of marks for each kind of work."""
     if not times:
         return None
     names = [name for name in STORES if any(name in found for found in times.values())]
@@ -163,7 +163,7 @@ PICTURES: dict[Picture, Callable[[Results, Scale], Axes | None]] = {
 
 
 def draw(results: Results, scale: Scale, times: Times, directory: Path) -> list[Picture]:
-    """Draws what there are results for."""
+    """Draw the pictures that there are results for; return them, except the one of the stores."""
     mpl.rcParams["svg.hashsalt"] = "fastsm"
     drawn = []
     for picture, made_of in PICTURES.items():

@@ -1,6 +1,7 @@
-"""The nodes of the clusters that are compared: stock PySyncObj's and fastsm's, as programs; and three of them together.
+"""The nodes of the compared clusters, stock PySyncObj's and fastsm's, as programs; and clusters of three of them.
 
-Run with JSON options in its one argument this is a node, which takes a call in JSON a line and answers with one.
+Run as a script, with JSON options as its only argument, this is a node: it reads one call in JSON from each line and
+answers each with a line of JSON.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def keys_of(first: int, count: int) -> list[bytes]:
 
 
 def memory_of(pid: int | str = "self") -> dict[str, int]:
-    """Bytes of memory that are a process's own, anonymous and mapped."""
+    """Return a process's resident, privately dirtied and anonymous memory, in bytes."""
     wanted = {"Rss": 0, "Private_Dirty": 0, "Anonymous": 0}
     try:
         with open(f"/proc/{pid}/smaps_rollup") as file:
@@ -50,13 +51,13 @@ def memory_of(pid: int | str = "self") -> dict[str, int]:
 
 
 def waited_for_a_core() -> float:
-    """Seconds that the calling thread was ready to run and did not."""
+    """Return the seconds that the calling thread has spent ready to run, but waiting for a core."""
     with open("/proc/thread-self/schedstat") as file:
         return int(file.read().split()[1]) / 1e9
 
 
 class Node:
-    """What all variants have in common: ticks are watched (which has a price), leaders are counted."""
+    """What all variants have in common: it times ticks (which has a cost) and counts how often it became leader."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
@@ -82,7 +83,7 @@ class Node:
         self.gaps, self.last = (max(self.gaps[0], gap), max(self.gaps[1], own)), now
 
     def call_take_gaps(self) -> tuple[float, float]:
-        """The longest time from tick to tick; and without what the thread was ready to run but had no core."""
+        """Return the longest time from tick to tick, and the longest without the time spent waiting for a core."""
         gaps, self.gaps = self.gaps, (0.0, 0.0)
         return gaps
 
@@ -92,7 +93,7 @@ class Node:
                 "changes": self.changes, "memory": memory_of()}
 
     def call_fill(self, first: int, count: int, window: int = 20) -> float:
-        """Writes so many keys, some commands at once; returns the seconds. What a new leader refuses comes again."""
+        """Write keys with up to `window` commands in flight, and retry those that fail; return the seconds."""
         room = threading.Semaphore(window)
         starts = list(range(first, first + count, BATCH))
         began = time.perf_counter()
@@ -117,9 +118,9 @@ class Node:
         return time.perf_counter() - began
 
     def call_measure(self, window: int, seconds: float, batch: int = 1) -> dict[str, float]:
-        """Overwrites keys for so long, so many commands at a time; commands a second, and how long one took, in ms.
+        """Overwrite keys with `window` commands in flight; return commands per second and latencies in ms.
 
-        With one at a time the thread waits for each (`sync=True`), as most programs around PySyncObj do.
+        With a window of 1 the thread waits for each command (`sync=True`), as most users of PySyncObj do.
         """
         took: list[float] = []
         keys = [keys_of(batch * number, batch) for number in range(1000)]
@@ -153,11 +154,11 @@ class Node:
             room.acquire()
 
     def write_and_wait(self, keys: list[bytes], values: list[bytes]) -> None:
-        """One command, by `sync=True`."""
+        """Write with one command and wait for it (`sync=True`)."""
         self.write(keys, values, None, sync=True, timeout=30)
 
     def call_begin_writes(self, first: int, count: int, rate: int) -> None:
-        """Overwrites keys at a pace, one a command, until `end_writes`."""
+        """Overwrite keys at a steady rate, one key per command, until `end_writes`."""
         self.writing = True
 
         def work() -> None:
@@ -175,7 +176,7 @@ class Node:
         self.writer.join()
 
     def call_dump(self) -> float:
-        """The seconds until a dump is done that is begun now; notes what a child of it takes."""
+        """Start a dump and wait for it; return the seconds, and note the memory of its child process."""
         before = self.dumps()
         self.child_memory = 0
         began = time.perf_counter()
@@ -195,7 +196,7 @@ class Node:
             self.child_memory = max(self.child_memory, memory_of(child)["Private_Dirty"])
 
     def call_compact(self) -> float:
-        """The seconds of making the state machine's log small; 0 where there is none."""
+        """Compact the state machine's log; return the seconds, or 0 where there is no state machine."""
         return 0.0
 
     def call_child_memory(self) -> int:

@@ -1,4 +1,4 @@
-"""How many commands a second a cluster takes, and how long each: few and many under way, at leader and follower."""
+"""A cluster's commands per second, and their latency: with few and many in flight, at the leader and at a follower."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Speed = dict[str, float]
 
 
 def workloads() -> Iterator[tuple[str, int, int]]:
-    """Name, commands under way, keys in a command."""
+    """Yield the name, the commands in flight and the keys per command of each workload."""
     for window in WINDOWS:
         yield f"{window:,} under way", window, 1
     yield "batches of 100 keys, 20 under way", BATCHES_UNDER_WAY, 100
 
 
 def measure_speed(variant: str, root: Path, seconds: float) -> dict[str, float]:
-    """One round of one variant, flat: workload, place and figure in each name."""
+    """Measure one round of one variant; each name in the result combines workload, place and figure."""
     cluster = Cluster(variant, root, watched=False)
     found: dict[str, float] = {}
     try:
@@ -42,10 +42,10 @@ def measure_speed(variant: str, root: Path, seconds: float) -> dict[str, float]:
 
 
 def table_of_speed(rounds: dict[str, list[Speed]]) -> str:
-    """Markdown: a row for each workload and place; commands a second, p50 and p99 in ms of each variant. Medians."""
+    """Return a Markdown table of medians: commands per second, p50 and p99 in ms, of each variant in each workload."""
     variants = list(rounds)
     lines = [
-        f"medians of {len(rounds[variants[0]])} rounds: commands a second; 50th and 99th percentile of one, in ms\n",
+        f"medians of {len(rounds[variants[0]])} rounds: commands per second; 50th, 99th percentile of latency, in ms\n",
         f"| | {' | '.join(variants)} |", f"| --- |{' ---: |' * len(variants)}",
     ]  # fmt: skip
     for name, _, _ in workloads():

@@ -1,4 +1,4 @@
-"""Tables and pictures of what a run left: `docs/benchmarks.md` and `docs/img`."""
+"""Tables and pictures of a run's results, written to `docs/benchmarks.md` and `docs/img`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ interleaved rounds on one machine, described below; in brackets is the ratio to 
 a snapshot.
 """
 
-SUMMARY = {  # row: what is done, of what the time is
+SUMMARY = {  # by row: the work, and what one time covers
     "get.1m.fresh": ("read one key", "a key"),
     "apply.100": ("apply entries, 100 at a time: half overwrites, a tenth deletes", "an entry"),
     "flush.100": ("apply 100 entries and make them durable", "100 entries"),
@@ -43,7 +43,7 @@ makes this page; do not edit it.
 
 
 def seconds_of(results: dict[tuple[str, str], Result], row: str, who: str) -> tuple[float | None, str]:
-    """The median time of one piece of work, in seconds, and a mark; None where it was not measured."""
+    """Return the median time of one piece of work, in seconds or None if it was not measured, and a footnote mark."""
     if who == "dict":
         own = results.get((row, "fastsm"))
         if own is not None and own.base and ROWS[row].base.startswith("dict"):
@@ -62,7 +62,7 @@ def per(result: Result, row: str) -> int:
 
 
 def stores_of(results: dict[tuple[str, str], Result], row: str) -> dict[str, float]:
-    """The seconds of each store."""
+    """Return the seconds of each store that was measured."""
     found = {name: seconds_of(results, row, who)[0] for who, name in COLUMNS.items()}
     return {name: seconds for name, seconds in found.items() if seconds is not None}
 
@@ -126,7 +126,7 @@ def target_table(results: dict[tuple[str, str], Result]) -> list[str]:
 
 
 def peer_table(results: dict[tuple[str, str], Result]) -> list[str]:
-    """The same ratios of the peers, the best of each row in bold."""
+    """Return the table of the other stores' ratios to the same bases, the best of each row in bold."""
     peers = sorted({who for _, who in results if who != "fastsm"})
     if not peers:
         return []
@@ -183,7 +183,7 @@ def order_table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def write_report(paths: list[Path], docs: Path) -> int:
-    """Takes results of one or more files; later ones win, row by row."""
+    """Write the report of one or more files of results; where files have the same row, the last one counts."""
     about: dict[str, Any] = {}
     results: dict[tuple[str, str], Result] = {}
     for path in paths:

@@ -1,4 +1,4 @@
-"""How everything grows: rate, memory, snapshot and reopening from a thousand keys to fifty million."""
+"""How rates, memory, snapshots and reopening scale, from a thousand keys to fifty million."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCANS = 2_000
 
 
 def key_of(number: int) -> bytes:
-    """An 8-byte key, spread like a random one: a permutation of 64 bits (SplitMix64's finalizer)."""
+    """Return an 8-byte key, distributed like a random one: a permutation of 64 bits (SplitMix64's finalizer)."""
     mask = (1 << 64) - 1
     number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 & mask
     number = (number ^ number >> 27) * 0x94D049BB133111EB & mask
@@ -30,7 +30,7 @@ def key_of(number: int) -> bytes:
 
 
 def memory() -> tuple[int, int]:
-    """Bytes of this process's own memory, and of mapped files."""
+    """Return the bytes of this process's own memory, and of its mapped files."""
     fields = {}
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]:
         name, number, *_ = line.split()
@@ -39,7 +39,7 @@ def memory() -> tuple[int, int]:
 
 
 def grow(machine: fastsm.FastStateMachine, start: int, stop: int) -> tuple[float, float]:
-    """Applies new keys in chunks; seconds within `apply`, all of them and the longest."""
+    """Apply new keys in chunks; return the seconds spent in `apply`: in all calls, and in the longest one."""
     total = longest = 0.0
     put, apply, clock = fastsm.put, machine.apply, time.perf_counter
     while start < stop:
@@ -64,7 +64,7 @@ def look_up(machine: fastsm.FastStateMachine, keys: list[bytes]) -> None:
 
 
 def measure_size(machine: fastsm.FastStateMachine, directory: Path, size: int) -> dict[str, Any]:
-    """What is measured at one size, the machine holding as many keys; it is closed afterwards."""
+    """Measure a machine that holds `size` keys, and close it."""
     source = random.Random(size)
     keys = [key_of(source.randrange(1, size + 1)) for _ in range(LOOKUPS)]
     look_up(machine, keys[:1000])
@@ -84,7 +84,7 @@ def measure_size(machine: fastsm.FastStateMachine, directory: Path, size: int) -
 
 
 def measure_order(machine: fastsm.FastStateMachine, directory: Path, size: int) -> dict[str, Any]:
-    """The keys in order at one size; the machine that was given is closed, one without the order is in `directory`."""
+    """Measure ordered reads at one size; close the machine and leave its state in `directory`, without the order."""
     source = random.Random(size)
     found = {"order_build_s": timed(machine._ask_for_order)}
     order = machine._order()
@@ -95,7 +95,7 @@ def measure_order(machine: fastsm.FastStateMachine, directory: Path, size: int) 
     tenth = bytes([0x40]), bytes([0x40 + 26])  # of all keys, which are spread like random ones
     found["count_ms"] = timed(machine.count, *tenth) * 1e3
     index = machine.last_applied().index
-    new = [key + b"+" for key in starts]  # longer than the others: none of them is there
+    new = [key + b"+" for key in starts]  # longer than all existing keys, hence new
 
     def insert_and_scan() -> None:
         for number, key in enumerate(new, index + 1):
@@ -112,15 +112,15 @@ def measure_order(machine: fastsm.FastStateMachine, directory: Path, size: int) 
     found["open_ordered_s"] = time.perf_counter() - start
     order = machine._order()
     assert order is not None
-    assert order.loaded or size < 100_000  # of small states no table is saved
+    assert order.loaded or size < 100_000  # small states save no table
     order.forget()
-    machine.apply([(machine.last_applied().index + 1, 1, fastsm.noop())])  # the next table is saved without it
+    machine.apply([(machine.last_applied().index + 1, 1, fastsm.noop())])  # the next saved table has no order
     machine.close()
     return found
 
 
 def measure_scale(largest: int, directory: Path, results: Path) -> int:
-    """Grows one state from size to size, reopening it at each; writes JSON."""
+    """Grow one state from size to size, reopening it at each; write the results as JSON."""
     directory = directory / "scale"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The rows: what is measured, against what, and the number to reach."""
+"""The rows of the results: what is measured, what it is compared with, and the target."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ROWS = {
     "snapshot": Row("snapshot of 1 million, BLAKE3 and fsync included", "bare write + fsync", 2),
     "snapshot.reader.p9999": Row("a reader meanwhile: 99.99th percentile", "the same without", 2),
     "snapshot.reader.gap": Row("a reader meanwhile: longest gap", "the same without", 2),
-    # Without a verdict: where one of the two above is missed, 1.1 here would do instead.
+    # Without a verdict: where one of the two above misses its target, 1.1 here would be good enough instead.
     "snapshot.reader.c.p9999": Row("the same percentile", "a C thread that hashes and writes as much", None),
     "snapshot.reader.c.gap": Row("the same gap", "a C thread that hashes and writes as much", None),
     "install": Row("install of that snapshot", "bare write + fsync", 2.5),
@@ -111,7 +111,7 @@ ROWS = {
 
 
 def verdict(result: Result) -> str:
-    """The target, and whether the median reaches it."""
+    """Return the target and whether the median reaches it, or an empty string for a row without a target."""
     row = ROWS.get(result.row)
     if row is None or row.target is None or result.who != "fastsm":
         return ""

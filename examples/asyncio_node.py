@@ -1,7 +1,7 @@
 """The state machine side of a Raft node on asyncio: apply loop, flushes, snapshots, a late follower, leases that end.
 
-The Raft half is played by :class:`Committed`, a log that every node sees grow. What matters is what a node does with
-it: see :class:`Node`. Run: ``python examples/asyncio_node.py [entries]``
+:class:`Committed` stands in for the Raft half: a log that every node sees grow. The part to read is :class:`Node`,
+which shows what a node does with committed entries. Run: ``python examples/asyncio_node.py [entries]``
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PIECE = 64 * 1024  # bytes of a snapshot in one message
 
 
 class Committed:
-    """What the Raft half would give: committed entries in order, of which old ones are dropped."""
+    """What the Raft half would provide: committed entries in order; old ones are dropped."""
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
@@ -39,7 +39,7 @@ class Committed:
             self.grown.notify_all()
 
     async def after(self, index: int) -> list[Entry]:
-        """The entries after an index, as soon as there are any. LookupError: they are dropped."""
+        """Wait until there are entries after an index, and return some. Raises ``LookupError`` if they are dropped."""
         async with self.grown:
             await self.grown.wait_for(lambda: self.last > index)
         if index + 1 < self.first:
@@ -58,29 +58,29 @@ class Node:
     def __init__(self, folder: Path, log: Committed) -> None:
         self.folder = folder
         self.log = log
-        folder.mkdir(exist_ok=True)  # the directory itself is made, its parents are yours
+        folder.mkdir(exist_ok=True)  # the machine creates its own directory, but not the parents
         self.machine = FastStateMachine(folder / "state")
         self.receiver: SnapshotReceiver | None = None
         self.waiting: dict[int, asyncio.Future[bool | fastsm.Answer | None]] = {}  # by index
 
     async def run(self) -> None:
-        """Apply, answer, flush; a snapshot now and then. Ends when it is cancelled."""
+        """Apply, flush, answer, and take a snapshot now and then, until cancelled."""
         while True:
             entries = await self.log.after(self.machine.last_applied().index)
             results = await self.machine.apply_chunk(entries)
-            await self.machine.flush_async()  # before anybody is told; overlapping flushes share one fsync
+            await self.machine.flush_async()  # before proposers get their results; overlapping flushes share one fsync
             for entry, result in zip(entries, results, strict=True):
                 if (future := self.waiting.pop(entry.index, None)) is not None and not future.done():
                     future.set_result(result)
             await self.maybe_snapshot()
 
     async def lead(self, term: int) -> None:
-        """Says what time it is, while this node leads, so that leases end. A follower proposes nothing."""
-        clock = Clock(self.machine, interval_ms=20)  # of 1,000 by default
+        """Propose ticks while this node leads, so that leases end. A follower proposes nothing."""
+        clock = Clock(self.machine, interval_ms=20)  # the default is 1,000
         while True:
             try:
                 tick = clock.poll()
-            except fastsm.ClockJumpError as error:  # an operator has to look; until then nothing ends
+            except fastsm.ClockJumpError as error:  # an operator has to look at it; until then no lease ends
                 print(error, file=sys.stderr)
                 tick = None
             if tick is not None:
@@ -88,16 +88,16 @@ class Node:
             await asyncio.sleep(clock.delay())
 
     async def maybe_snapshot(self) -> None:
-        """A policy of one line: so many entries since the last one. Applying would go on meanwhile, in another task."""
+        """Take a snapshot every `SNAPSHOT_EVERY` entries. Another task could apply entries meanwhile."""
         metadata = self.machine.snapshot_metadata()
         last = self.machine.last_applied()
         if last.index - (metadata.last_included.index if metadata else 0) < SNAPSHOT_EVERY:
             return
         await self.machine.generate_snapshot_data(self.folder / "snapshots", last)
-        self.log.drop(last.index)  # allowed on return: up to there everything is durable here
+        self.log.drop(last.index)  # safe now: everything up to there is durable in the state
 
     async def send_snapshot(self, peer: Node) -> None:
-        """What a leader does for a follower whose entries are dropped: the file, piece by piece."""
+        """Send the snapshot file, piece by piece, to a follower that needs entries which are dropped."""
         with fastsm.open_snapshot(self.folder / "snapshots") as snapshot:
             announced = snapshot.metadata.to_bytes()
             offset = await peer.announce(announced)
@@ -107,21 +107,21 @@ class Node:
             await peer.install()
 
     async def announce(self, announced: bytes) -> int:
-        """Makes ready for a snapshot. Returns what is wanted of it: the rest, if a part of this very one is here."""
+        """Prepare for a snapshot. Returns the offset to send from: not 0 if a part of the same snapshot is here."""
         if self.receiver is not None:
             self.receiver.close()  # an earlier transfer was interrupted
         self.receiver = SnapshotReceiver(self.folder / "incoming", SnapshotMetadata.from_bytes(announced))
         return self.receiver.offset
 
     async def receive(self, offset: int, piece: bytes) -> int:
-        """Takes a piece; returns what is wanted next."""
+        """Write a piece; return the offset of the next one."""
         assert self.receiver is not None
         return self.receiver.write(offset, piece)
 
     async def install(self) -> None:
         assert self.receiver is not None
         with self.receiver as receiver:
-            path = await receiver.finish_async()  # every byte is checked here
+            path = await receiver.finish_async()  # checks every byte
         self.receiver = None
         await self.machine.apply_snapshot_from_file(receiver.metadata, path)
 
@@ -147,7 +147,7 @@ async def main(folder: Path, count: int) -> None:
     await leader.wait_for(log.last)
     print("leader:", leader.machine.last_applied(), "snapshot:", leader.machine.snapshot_metadata())
 
-    follower = Node(folder / "follower", log)  # new and empty: the entries that it needs first are dropped
+    follower = Node(folder / "follower", log)  # new and empty: the first entries that it needs are dropped
     try:
         await log.after(follower.machine.last_applied().index)
     except LookupError as error:

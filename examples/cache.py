@@ -1,6 +1,6 @@
-"""A cache that is right: it follows a state machine through compaction, install, reset, and a restart of either side.
+"""A cache that stays correct: it follows a state machine through compaction, install, reset and restarts of either.
 
-Run: ``python examples/cache.py``, which does all of that to it, and compares.
+Run: ``python examples/cache.py``, which does all of that and compares the cache with the state.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from pathlib import Path
 
 import fastsm
 
-RETAINED = 50  # entries that a compaction leaves for watches that are late
+RETAINED = 50  # entries that a compaction keeps for late watches
 
 
 class Cache:
-    """The pairs below a prefix, in a dict that one thread keeps up to date.
+    """The pairs whose keys start with a prefix, in a dict that one thread keeps up to date.
 
-    ``position`` is the place in the log that the pairs are as of. Stored together with them, it lets the cache go on
-    where it was after a restart, without reading the state again.
+    ``position`` is the place in the log up to which the pairs are current. If it is stored together with them, the
+    cache continues from there after a restart, without reading the whole state again.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Cache:
         self.rebuilds = 0
 
     def follow(self, machine: fastsm.FastStateMachine) -> None:
-        """Returns when the machine is closed."""
+        """Keep the cache up to date until the machine is closed."""
         while True:
             try:
                 if self.position is None:
@@ -43,12 +43,12 @@ class Cache:
                         self._take(watch.read())
                         self.position = watch.position
             except fastsm.CompactedError:
-                self.position = None  # what came in between is gone: the state itself is there
+                self.position = None  # the changes in between are gone: read the whole state instead
             except fastsm.NotRunningError:
                 return
 
     def _rebuild(self, machine: fastsm.FastStateMachine) -> fastsm.Watch:
-        """Reads the state. Returns a watch that goes on right after it."""
+        """Read the whole state; return a watch that continues right after it."""
         watch = machine.watch(self.prefix)  # before the state is read: a reset in between ends the watch
         entries, revision = machine.scan(prefix=self.prefix)
         self.pairs = dict(entries)
@@ -67,7 +67,7 @@ class Cache:
 
 
 def write(machine: fastsm.FastStateMachine, count: int) -> None:
-    """Applies entries, some of which remove keys."""
+    """Apply entries, some of which remove keys."""
     first = machine.last_applied().index + 1
     for index in range(first, first + count):
         key = b"user/%d" % (index % 40)
@@ -80,8 +80,8 @@ def main(folder: Path, count: int) -> None:
     for life in ("first", "second"):  # of the machine, and of the cache
         machine = fastsm.FastStateMachine(directory, retain_entries=RETAINED)
         if life == "second":
-            write(machine, 10)  # while the cache is away: not more than is retained
-        cache = Cache(cache.prefix, cache.pairs, cache.position)  # as if it were read from a file
+            write(machine, 10)  # while the cache is not running; fewer entries than are retained
+        cache = Cache(cache.prefix, cache.pairs, cache.position)  # as if they were read from a file
         follower = threading.Thread(target=cache.follow, args=(machine,))
         follower.start()
         write(machine, count)
@@ -96,7 +96,7 @@ def main(folder: Path, count: int) -> None:
         expected = dict(machine.scan(prefix=b"user/").entries)
         last = machine.last_applied().index
         while cache.position is None or cache.position.index < last or cache.pairs != expected:
-            follower.join(0.001)  # it is on its way
+            follower.join(0.001)  # until the cache has caught up
         machine.close()
         follower.join()
         print(f"{life} life: {len(cache.pairs)} pairs as of entry {last}; those of the state:", cache.pairs == expected)

@@ -1,4 +1,4 @@
-"""``stats().as_dict()`` for Prometheus: a gauge for each number. Needs ``pip install prometheus_client``.
+"""``stats().as_dict()`` for Prometheus: a gauge or a counter for each number. Needs ``pip install prometheus_client``.
 
 Run: ``python examples/metrics.py``, which prints what Prometheus would scrape.
 """
@@ -18,7 +18,7 @@ COUNTERS = {"flush_count", "flush_seconds"}
 
 
 class StateMachineCollector:
-    """Asks the state machine when it is scraped: ``stats()`` costs microseconds and never waits."""
+    """Calls ``stats()`` at each scrape, which takes microseconds and never waits."""
 
     def __init__(self, machine: fastsm.FastStateMachine) -> None:
         self.machine = machine

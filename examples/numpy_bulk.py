@@ -1,4 +1,4 @@
-"""A million rows in from NumPy columns, and out again, without a Python object for any of them.
+"""Put a million rows from NumPy columns and read them back, without a Python object for each row.
 
 Run: ``python examples/numpy_bulk.py [rows]``
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 import fastsm
 
-ROWS_PER_ENTRY = 50_000  # so that a command stays of a size that a Raft library likes to carry
+ROWS_PER_ENTRY = 50_000  # keeps each command small enough for a Raft library
 
 
 def main(folder: Path, rows: int) -> None:
@@ -33,7 +33,7 @@ def main(folder: Path, rows: int) -> None:
         print(f"in:  {machine.len():,} rows in {time.perf_counter() - begin:.2f} s, durable")
 
         begin = time.perf_counter()
-        key_data, _, value_data, _ = machine.columns()  # all of one moment, in no order that means anything
+        key_data, _, value_data, _ = machine.columns()  # all as of one moment, in no particular order
         order = np.argsort(key_data.view(">u8"))
         found = value_data.view(np.float64).reshape(-1, 2)[order]
         print(f"out: {len(found):,} rows in {time.perf_counter() - begin:.2f} s")

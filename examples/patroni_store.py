@@ -1,4 +1,4 @@
-"""The store that Patroni keeps in Raft, on fastsm: comparing by value, index and existence, deadlines, prefixes.
+"""The store that Patroni keeps in Raft, on fastsm: conditions on value, index and existence; deadlines; prefixes.
 
 Run: ``python examples/patroni_store.py [seconds that a key lives]``. Needs ``fastsm[pysyncobj]``.
 """
@@ -25,7 +25,7 @@ SESSION_MS = 24 * 60 * 60 * 1000
 
 @fastsm.procedure(name="store.set")
 def set_key(tx: Any, payload: bytes) -> int:
-    """Sets a key if what is required of it holds at this place of the log; answers the entry's index."""
+    """Set a key if it meets the requirements at this place in the log; return the entry's index."""
     key, value, required, ttl_ms, now = json.loads(payload)
     old, written = tx.get(key.encode()), tx.modified(key.encode())
     found = {
@@ -41,8 +41,8 @@ def set_key(tx: Any, payload: bytes) -> int:
 class Store:
     """Keys with a value, an index (the entry that wrote them) and perhaps a deadline, the same on every node.
 
-    ``on_set(key, record)`` and ``on_delete(key)`` are called in the tick thread, on every node. Keys whose time is over
-    are removed by ticks, which the node that leads proposes.
+    ``on_set(key, record)`` and ``on_delete(key)`` are called in the tick thread, on every node. Ticks, which the leader
+    proposes, remove keys whose deadline has passed.
     """
 
     def __init__(
@@ -59,19 +59,19 @@ class Store:
             clock=lambda machine: fastsm.Clock(machine, interval_ms=200))
 
     def get(self, key: str) -> Record | None:
-        """The record of a key, as this node has it."""
+        """Return the record of a key, as this node has it."""
         found = self.node.get_modified(key.encode())
         return None if found is None else {"value": found[0].decode(), "index": found[1].index}
 
     def get_all(self, prefix: str) -> dict[str, str]:
-        """The values of all keys below a prefix, in order, as this node has them."""
+        """Return the values of all keys that start with a prefix, in order, as this node has them."""
         return {key.decode(): value.decode() for key, value in self.node.scan(prefix=prefix.encode()).entries}
 
     def set(
         self, key: str, value: str, ttl: float | None = None, *,
         prevExist: bool | None = None, prevValue: str | None = None, prevIndex: int | None = None,
     ) -> Record | None:
-        """Sets a key, for ``ttl`` seconds if given, if what is required of it holds at its turn; else None."""
+        """Set a key, for ``ttl`` seconds if given; return its record, or None if it does not meet the requirements."""
         conditions = {"prevExist": prevExist, "prevValue": prevValue, "prevIndex": prevIndex}
         required = {name: wanted for name, wanted in conditions.items() if wanted is not None}
         now, ttl_ms = time.time_ns() // 1_000_000, None if ttl is None else int(1000 * ttl)
@@ -79,7 +79,7 @@ class Store:
         return {"value": value, "index": answer.value} if answer.ok else None
 
     def delete(self, key: str, *, prevValue: str | None = None, prevIndex: int | None = None) -> bool:
-        """Deletes a key if it is there at its turn, and is what is required."""
+        """Delete a key if it exists and meets the requirements when the command is applied; return whether it did."""
         name = key.encode()
         conditions = [fastsm.exists(name)]
         if prevValue is not None:
@@ -89,12 +89,12 @@ class Store:
         return bool(self._do(fastsm.transaction(conditions, [fastsm.delete(name)])))
 
     def delete_all(self, prefix: str) -> int:
-        """Deletes all keys below a prefix, in one step; how many that were."""
+        """Delete all keys that start with a prefix, in one step; return how many there were."""
         count: int = self._do(fastsm.delete_prefix(prefix.encode())).value
         return count
 
     def _do(self, command: bytes) -> fastsm.Answer:
-        """Has a command applied once: while nobody can say what became of it, it is submitted again."""
+        """Have a command applied once: it is submitted again for as long as its outcome is unknown."""
         give_up = time.monotonic() + self.patience
         with self._turn:
             self._sequence += 1
@@ -112,12 +112,12 @@ class Store:
                     if time.monotonic() > give_up:
                         raise
                     continue
-                if answer.reason != "no session":  # it was not used for a day
+                if answer.reason != "no session":  # a session ends if it is not used for a day
                     return answer
                 self._session = 0
 
     def _changed(self, changes: list[Change] | None) -> None:
-        if changes is None:  # the leader's snapshot: every key may have changed
+        if changes is None:  # a snapshot of the leader was installed: every key may have changed
             for key in self.get_all(""):
                 self.on_set(key, self.get(key) or {})
         for change in changes or ():
@@ -151,7 +151,7 @@ def main(seconds: float) -> None:
         print("a second one by index:", bool(second), "- a third one by the same:",
               bool(stores[1].set("/config", "3", prevIndex=first["index"])))
         leads = next(store for store in stores if store.node._isLeader())
-        leads.node.destroy_synchronous()  # its successor removes the key in its time
+        leads.node.destroy_synchronous()  # the next leader's ticks remove the key when its time is over
         rest = [store for store in stores if store is not leads]
         gone.wait(30)
         print("taken again:", bool(rest[0].set("/leader", "another", prevExist=False)))

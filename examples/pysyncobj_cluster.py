@@ -1,4 +1,4 @@
-"""A cluster of three nodes in three processes, one of which is killed and comes back. Needs ``fastsm[pysyncobj]``.
+"""A cluster of three nodes in three processes; one is killed and restarted. Needs ``fastsm[pysyncobj]``.
 
 Run: ``python examples/pysyncobj_cluster.py [seconds of load in each act]``
 """
@@ -27,7 +27,7 @@ POLICY = DumpPolicy(journal_bytes=1 << 20, ratio=0, least_seconds=0.5, trailing_
 
 
 class Writer:
-    """Keeps 50 writes under way, and remembers what was acknowledged."""
+    """Keeps 50 writes in flight, and remembers which were acknowledged."""
 
     def __init__(self, node: ReplicatedStateMachine, name: str) -> None:
         self.node, self.name = node, name
@@ -57,7 +57,7 @@ class Writer:
 
 
 def serve(own: str, partners: list[str], directory: str) -> None:
-    """Answers each line of its input with one of JSON."""
+    """Run a node that answers each line of its standard input with a line of JSON."""
     conf = SyncObjConf(appendEntriesUseBatch=False, bindAddress=own, connectionRetryTime=0.2)
     node = ReplicatedStateMachine(own, partners, directory, conf=conf, durable=True, policy=POLICY)
     writer = None
@@ -84,7 +84,7 @@ def serve(own: str, partners: list[str], directory: str) -> None:
     node.destroy_synchronous()
 
 
-# ---- the play ---------------------------------------------------------------------------------------------
+# ---- the demonstration ------------------------------------------------------------------------------------
 
 
 class Cluster:
@@ -119,7 +119,7 @@ class Cluster:
         node.communicate()
 
     def settle(self) -> tuple[int, dict[str, Any]]:
-        """Waits until all nodes that run have one leader and equal states; returns the leader and what it says."""
+        """Wait until all running nodes have the same leader and equal states; return the leader and its status."""
         while True:
             told = [self.ask(number, "status") for number in self.nodes]
             same = len({(each["leader"], each["applied"], each["keys"]) for each in told}) == 1
@@ -130,7 +130,7 @@ class Cluster:
             time.sleep(0.05)
 
     def act(self, name: str, writer: int, seconds: float, killed: int | None = None) -> int:
-        """Writes through one node for a while, and kills another one in the middle of it. Prints a line."""
+        """Write through one node for a while, and kill another one halfway, if given; then print a line."""
         self.ask(writer, f"write {name.replace(' ', '-')}")
         time.sleep(seconds / 2)
         if killed is not None:

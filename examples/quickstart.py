@@ -26,11 +26,11 @@ def main(folder: Path) -> None:
         print("snapshot as of:", metadata.last_included)
         print(machine.stats())
 
-    # Killed or closed, it opens where it was. A host that replays its log does no harm: known entries are skipped.
+    # Closed or killed, it reopens where it was. Replaying the log is harmless: known entries are skipped.
     with fastsm.FastStateMachine(folder / "state") as machine:
         print("after a restart:", machine.last_applied(), machine.apply(entries))
 
-    # A follower that is far behind takes the snapshot.
+    # A follower that is far behind installs the snapshot.
     with fastsm.FastStateMachine(folder / "follower") as follower:
         follower.install_snapshot(metadata, folder / "snapshots")
         print("follower:", follower.last_applied(), list(follower.items()))

@@ -16,19 +16,19 @@ from fastsm import Entry, FastStateMachine
 
 
 def apply_loop(machine: FastStateMachine, committed: queue.Queue[list[Entry] | None]) -> None:
-    """The apply thread of a Raft library: whatever is committed, in order. No lock: the machine has its own."""
+    """Apply committed chunks in order, as a Raft library's apply thread does. The machine has its own lock."""
     while (chunk := committed.get()) is not None:
         machine.apply(chunk)
 
 
 def flush_loop(machine: FastStateMachine, stop: threading.Event) -> None:
-    """Durable at least every 10 ms. Flushes of other threads that overlap share its fsync."""
+    """Flush every 10 ms. Overlapping flushes of other threads would share its fsync."""
     while not stop.wait(0.01):
         machine.flush()
 
 
 def read_loop(machine: FastStateMachine, stop: threading.Event, seen: list[int]) -> None:
-    """Readers never wait. The two keys of a batch are never seen apart: a chunk is there whole or not at all."""
+    """Read without ever waiting. Both keys of a batch always match: a chunk is visible as a whole or not at all."""
     while not stop.is_set():
         left, right = machine.get_many([b"left", b"right"])
         assert left == right, "a batch was seen in part"
@@ -53,7 +53,7 @@ def main(folder: Path, count: int) -> None:
                 for i in range(first, min(first + 100, count + 1))
             )
             committed.put([Entry(first + i, 1, command) for i, command in enumerate(commands)])
-            if first == 1 + count // 200 * 100:  # half way; applying goes on while it is written
+            if first == 1 + count // 200 * 100:  # halfway; entries are applied while the snapshot is written
                 metadata = machine.write_snapshot(folder / "snapshots")
                 print("snapshot as of:", tuple(metadata.last_included))
         committed.put(None)

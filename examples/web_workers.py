@@ -1,8 +1,8 @@
-"""A Raft node and four web workers: each worker answers reads by itself, from a ``Reader``, without asking the node.
+"""A Raft node and four web workers: each worker answers reads from a ``Reader``, without a request to the node.
 
-The node applies entries all the time. The workers answer ``GET /reader/KEY`` from a reader that was made before they
-were forked, and for comparison ``GET /node/KEY`` by asking the node over a socket. Then the node is killed, the reads
-go on, and another node takes over. Needs starlette and uvicorn: ``pip install "fastsm[web]"``.
+The node applies entries all the time. The workers answer ``GET /reader/KEY`` from a reader that was opened before they
+were forked and, for comparison, ``GET /node/KEY`` by a request to the node over a socket. Then the node is killed, the
+reads continue, and another node takes over. Needs starlette and uvicorn: ``pip install "fastsm[web]"``.
 
 Run: ``python examples/web_workers.py [seconds for each measurement]``
 """
@@ -33,7 +33,7 @@ import fastsm
 WORKERS = 4
 CLIENTS = 2
 KEYS = 10_000
-CHUNK = 20  # entries that the node applies at once, some hundred times a second
+CHUNK = 20  # entries per chunk; the node applies some hundred chunks a second
 
 fork = multiprocessing.get_context("fork")
 
@@ -41,7 +41,7 @@ fork = multiprocessing.get_context("fork")
 # ---- the node ----------------------------------------------------------------------------------------
 
 async def node(directory: Path) -> NoReturn:
-    """Applies entries, which a Raft library would hand over, and answers clients over its socket."""
+    """Apply entries, which a Raft library would supply, and answer clients over a socket."""
     async with fastsm.FastStateMachine.open_async(directory / "state") as machine:
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -62,8 +62,8 @@ async def node(directory: Path) -> NoReturn:
 # ---- a worker ----------------------------------------------------------------------------------------
 
 def worker(directory: Path, reader: fastsm.Reader, listening: socket.socket) -> None:
-    """One process of the web service. The reader was made before the fork."""
-    connections: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []  # to the node, which nobody uses now
+    """Run one process of the web service, with a reader that was opened before the fork."""
+    connections: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []  # idle connections to the node
 
     async def from_reader(request: Request) -> Response:
         index = reader.refresh().index
@@ -84,7 +84,7 @@ def worker(directory: Path, reader: fastsm.Reader, listening: socket.socket) -> 
 # ---- the load ----------------------------------------------------------------------------------------
 
 def client(port: int, path: str, seconds: float, results: Any) -> None:
-    """Asks for one key after the other; says how many answers came, and which entry the last one was of."""
+    """Request one key after the other; report the number of answers and the entry that the last one was as of."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
     answers, entry = 0, 0
     stop = time.monotonic() + seconds
@@ -100,7 +100,7 @@ def client(port: int, path: str, seconds: float, results: Any) -> None:
 
 
 def load(port: int, path: str, seconds: float) -> tuple[int, int]:
-    """Answers a second from all clients together, and the last entry that they saw."""
+    """Run the clients; return the answers per second of all together, and the last entry that they saw."""
     results = fork.Queue()
     clients = [fork.Process(target=client, args=(port, path, seconds, results)) for _ in range(CLIENTS)]
     for one in clients:
@@ -127,7 +127,7 @@ def kill(process: BaseProcess) -> None:
 
 
 def main(seconds: float) -> None:
-    """Measures both ways, kills the node, and lets another one take over."""
+    """Measure both ways of reading, kill the node, and let another one take over."""
     with tempfile.TemporaryDirectory() as name, socket.create_server(("127.0.0.1", 0), backlog=100) as listening:
         directory = Path(name)
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,15 +1,15 @@
-"""A cluster in real processes, written to and killed for as long as one likes.
+"""A cluster in real processes that is written to and killed for as long as you like.
 
     python -m tests.chaos --minutes 30
 
-Each round writes through all nodes, then does one thing at random: kill -9 of one node, of two, of the leader, of all
-at once; a crash in a window between two steps; a clean restart; a directory taken away; nodes that stand still; another
-leader. With `--members` also: a living or dead node is removed and comes back, with its directory or without. With
-`--raising` functions of the user's raise all the time, with `--apart` clocks run at other rates from other times. All
-the while clients make deposits in sessions (batches, transactions and procedures in turns), and submit each again until
-they have its answer; keys are written and removed by their prefix, and others expire. After each round all nodes have
-equal contents and state checksums, and every acknowledged write, once; each deposit counts once; what was removed is
-gone; no node has stopped by itself. At the end it says what it did.
+Each round writes through all nodes, then does one thing at random: kill -9 of one node, of two, of the leader or of
+all; a crash in a window between two steps; a clean restart; the loss of a node's directory; paused nodes; a transfer of
+leadership. With `--members` a living or dead node may also be removed and added again, with or without its directory.
+With `--raising` functions of the user's raise all the time; with `--apart` the nodes' clocks run at different rates
+from different times. Meanwhile clients make deposits in sessions (batches, transactions and procedures in turns), and
+submit each again until they have its answer; keys are written and removed by their prefix, and others expire. After
+each round all nodes must have equal contents and state checksums, and every acknowledged write exactly once; each
+deposit counts once; removed keys stay removed; no node has stopped by itself. The last line sums up the run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WINDOWS = (
 
 
 class Chaos:
-    """One cluster and what was done to it."""
+    """One cluster, and counts of what was done to it."""
 
     def __init__(self, cluster: Cluster, dice: random.Random, listed: str | None, members: bool) -> None:
         self.cluster, self.dice, self.listed, self.members = cluster, dice, listed, members
@@ -97,7 +97,7 @@ class Chaos:
         time.sleep(self.dice.random())
 
     def pause(self) -> None:
-        """One or two stand still for longer than an election takes; what they then say is old."""
+        """Pause one or two nodes, mostly for longer than an election takes, so that their messages are outdated."""
         numbers = self.dice.sample(range(3), self.dice.choice((1, 1, 2)))
         if self.dice.random() < 0.5:
             numbers = [self.cluster.leader()]
@@ -114,7 +114,7 @@ class Chaos:
         return self.dice.choice([number for number in range(3) if number != leader])
 
     def remove_alive(self) -> None:
-        """A member is removed while it runs, ends, and comes back with what it has."""
+        """Remove a running follower, kill it, and add it again with its files."""
         number = self.a_follower()
         self.cluster.change_members("remove", number)
         time.sleep(self.dice.random())
@@ -131,7 +131,7 @@ class Chaos:
         self.cluster.change_members("add", number)
 
     def replace(self) -> None:
-        """Another machine in its place, under its address, with nothing."""
+        """Replace a follower by a new machine under the same address, without files."""
         number = self.a_follower()
         self.cluster.change_members("remove", number)
         self.cluster.kill(number)
@@ -150,7 +150,7 @@ class Chaos:
         self.cluster.kill(self.dice.randrange(3))
 
     def take_away(self) -> None:
-        """A node's disk is lost; the others have it all."""
+        """Lose a node's disk, after the others have all entries."""
         for number in self.cluster.processes:
             self.cluster.call(number, "unload")
         self.cluster.wait_equal()
@@ -182,9 +182,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--durable", action="store_true")
     parser.add_argument("--listed", choices=("list", "queue"), help="a consumer: ReplList or FastQueue")
-    parser.add_argument("--members", action="store_true", help="nodes are removed and added")
-    parser.add_argument("--raising", action="store_true", help="functions of the user's raise")
-    parser.add_argument("--apart", action="store_true", help="the nodes' clocks are apart")
+    parser.add_argument("--members", action="store_true", help="remove and add nodes, too")
+    parser.add_argument("--raising", action="store_true", help="let functions of the user's raise")
+    parser.add_argument("--apart", action="store_true", help="let the nodes' clocks differ")
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(10**9) if arguments.seed is None else arguments.seed
     print(f"seed {seed}", flush=True)

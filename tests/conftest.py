@@ -1,4 +1,4 @@
-"""What all tests share: the right fastsm, machines that end checked, hypothesis without chance."""
+"""What all tests share: the right fastsm, machines that are checked when they end, deterministic hypothesis."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ CHECKOUT = TESTS.parent
 
 
 def is_built(package: Path) -> bool:
-    """Whether the folder holds modules compiled for this interpreter."""
+    """Return whether the folder holds modules compiled for this interpreter."""
     return any((package / "core" / f"engine{suffix}").exists() for suffix in importlib.machinery.EXTENSION_SUFFIXES)
 
 
 def uncover_installed_package() -> None:
-    """Takes an unbuilt checkout off the path: `python -m pytest` puts it before the installed package."""
+    """Remove an unbuilt checkout from the path: `python -m pytest` puts it before the installed package."""
     if "fastsm" in sys.modules or not (CHECKOUT / "fastsm").is_dir() or is_built(CHECKOUT / "fastsm"):
         return
     before = list(sys.path)
@@ -41,7 +41,7 @@ def uncover_installed_package() -> None:
 
 
 def heed_ctrl_c() -> None:
-    """Takes back that SIGINT is ignored, as under `nohup` or cron: children would inherit it, and tests send it."""
+    """Stop ignoring SIGINT, as under `nohup` or cron: child processes would inherit that, and tests send SIGINT."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -54,18 +54,18 @@ settings.register_profile("ci", derandomize=True, deadline=None)
 settings.load_profile("ci")
 
 
-HANGS = 240  # seconds until a test that waits for something that never comes ends the run
+HANGS = 240  # seconds after which a test that hangs ends the run
 REAL_STDERR = pytest.StashKey[int]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keeps the real standard error, which is caught while tests run: what comes before a hard end would be lost."""
+    """Keep the real standard error: pytest captures it during tests, and a hard end would lose what it captured."""
     config.stash[REAL_STDERR] = os.dup(2)
 
 
 @pytest.fixture
 def a_hang_ends(pytestconfig: pytest.Config) -> Iterator[None]:
-    """Threads that wait for one another end the run, with the tracebacks of all, where they can be seen."""
+    """End the run if a test hangs, with the tracebacks of all threads on the real standard error."""
     faulthandler.dump_traceback_later(HANGS, exit=True, file=pytestconfig.stash[REAL_STDERR])
     yield
     faulthandler.cancel_dump_traceback_later()
@@ -73,19 +73,19 @@ def a_hang_ends(pytestconfig: pytest.Config) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty folder."""
+    """Provide an empty folder."""
     return tmp_path_factory.mktemp("elsewhere")
 
 
 @pytest.fixture(autouse=True)
 def _away_from_the_checkout(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ``python -c`` that a test starts would find the unbuilt package in the current folder."""
+    """Run each test in an empty folder: ``python -c`` would find an unbuilt package in the current one."""
     monkeypatch.chdir(elsewhere)
 
 
 @pytest.fixture(scope="module")
 def quiet() -> Iterator[None]:
-    """Thousands of torn tails and faults are thousands of warnings: none of them is shown."""
+    """Silence the log: thousands of torn tails and faults would be thousands of warnings."""
     logger = logging.getLogger("fastsm")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -95,7 +95,7 @@ def quiet() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def quick_collections() -> Iterator[None]:
-    """Full garbage collections that look only at what the module's tests have made: a tenth of the time or less."""
+    """Let full garbage collections visit only objects of the module's tests, in a tenth of the time or less."""
     gc.collect()
     gc.freeze()
     yield
@@ -104,13 +104,13 @@ def quick_collections() -> Iterator[None]:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """Where a state may live; it does not exist yet."""
+    """Provide the path of a state's directory, which does not exist yet."""
     return tmp_path / "state"
 
 
 @pytest.fixture
 def machine_at() -> Iterator[Callable[..., FastStateMachine]]:
-    """Opens state machines that end with the full check of their invariants, then close."""
+    """Provide a function that opens state machines; check all their invariants and close them after the test."""
     import fastsm  # noqa: PLC0415  # not before the path is right
 
     machines: list[FastStateMachine] = []

@@ -3,8 +3,8 @@
     python -m tests.exactly_once --minutes 10
 
 Each client deposits through any node, in a session of its own, and submits a deposit again until it has an answer.
-Meanwhile leaders are killed, now and then all nodes. At the end: kills, commands, how many were submitted again, and
-that none counted twice or was lost (else it stops with an error).
+Meanwhile leaders are killed, and now and then all nodes. The last line reports kills, commands, and how many were
+submitted again; a deposit that counted twice or was lost is an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ POLICY = {"journal_bytes": 1 << 20, "ratio": 0.0, "least_seconds": 0.5, "trailin
 
 
 def kill_leaders(cluster: Cluster, dice: random.Random, depositors: Depositors, kills: int) -> None:
-    """Under load: so many times a leader, every fifth time all nodes; afterwards the sums are right."""
+    """Kill the leader under load, `kills` times, every fifth time all nodes; then check the sums."""
     depositors.start()
     try:
         for number in range(kills):
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def report(cluster: Cluster, depositors: Depositors) -> str:
-    """In one line, once the sums were found to be right."""
+    """Return the counts in one line; the sums have been checked."""
     counts = depositors.counts
     return (
         f"{cluster.kills} kills, {counts['commands']} commands, {counts['retries']} submitted again, "

@@ -1,8 +1,8 @@
-"""The tests of files, on each file system in turn: ``python -m tests.file_systems [ext4] [xfs] [btrfs] [tmpfs]``.
+"""Runs the tests of files on each file system: ``python -m tests.file_systems [ext4] [xfs] [btrfs] [tmpfs]``.
 
-As root: each file system is made in an image and mounted from it, and pytest keeps its files there. Arguments after
-``--`` go to pytest, in place of the folders of tests that work with files. Status 1 when a test failed, or when a file
-system could not be had.
+Needs root: each file system is made in an image and mounted from it, and pytest keeps its files there. Arguments after
+``--`` go to pytest, in place of the folders of tests that work with files. The status is 1 if a test failed, or if a
+file system is not available.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TESTS = [
 
 @contextmanager
 def mounted(kind: str, folder: Path) -> Iterator[Path]:
-    """A file system of this kind, mounted for the block."""
+    """Mount a file system of this kind for the block."""
     mount = folder / "mount"
     mount.mkdir()
     if kind == "tmpfs":
@@ -47,7 +47,7 @@ def mounted(kind: str, folder: Path) -> Iterator[Path]:
 
 
 def tried(kind: str, arguments: list[str]) -> str:
-    """Runs the tests on a file system; says how they ended."""
+    """Run the tests on a file system; return how they ended."""
     with tempfile.TemporaryDirectory(prefix=f"fastsm-{kind}-") as name:
         try:
             with mounted(kind, Path(name)) as mount:

@@ -1,7 +1,7 @@
-"""Fuzzes every decoder for as long as one likes: ``python -m tests.fuzz --minutes 60``, or ``--inputs 10000000``.
+"""Fuzzes every decoder for as long as you like: ``python -m tests.fuzz --minutes 60``, or ``--inputs 10000000``.
 
-Each target runs in a process of its own, next to the plain reader of docs/format.md where there is one. Stops with
-status 1 at the first finding, and says how to get it again. Input number n of a seed is the same everywhere.
+Each target runs in a process of its own, compared with the plain reader of docs/format.md if there is one. The first
+finding stops the run with status 1 and instructions to reproduce it. Input n of a seed is the same everywhere.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from support.fuzz_worker import PROGRESS, TARGETS
 
 TESTS = Path(__file__).resolve().parent
-# About so many inputs take equally long.
+# Shares of inputs that take about equally long.
 SHARES = {"commands": 62, "logs": 13, "snapshots": 13, "receivers": 8, "tables": 1, "journals": 3}
 ROUND = 1000  # inputs of each share, for a process
 
 
 class Process:
-    """Some inputs of one target, on their way."""
+    """A process that runs some inputs of one target."""
 
     def __init__(self, target: str, seed: int, first: int, last: int, keep: str) -> None:
         self.target, self.seed, self.first = target, seed, first
@@ -40,7 +40,7 @@ class Process:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=TESTS)  # fmt: skip
 
     def end(self, totals: Totals) -> str | None:
-        """Waits for it; what it found, or None."""
+        """Wait for the process; return its finding, or None."""
         out, problem = self.process.communicate()
         number, _ = PROGRESS.unpack(self.shared.read_bytes())
         self.shared.unlink()
@@ -52,7 +52,7 @@ class Process:
 
 
 class Totals:
-    """What all processes saw."""
+    """The sums of all processes' results."""
 
     def __init__(self) -> None:
         self.inputs: Counter[str] = Counter()

@@ -1,8 +1,8 @@
 """Fuzzes one target guided by coverage: ``python tests/fuzz_guided.py logs [-max_total_time=600 …]``.
 
-Needs the package ``atheris``. Its bytes are the decisions by which an input is drawn, so that it gets past checksums;
-it is led by the lines of the plain reader and of the library's decoders in Python. After the target come libFuzzer's
-options, perhaps a folder that keeps what it finds of use.
+Needs the package ``atheris``. Its bytes are the decisions by which an input is drawn, so that inputs get past
+checksums; coverage is that of the plain reader and of the library's decoders in Python. After the target come
+libFuzzer's options and, optionally, a folder for the interesting inputs.
 """
 
 from __future__ import annotations

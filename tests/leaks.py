@@ -1,7 +1,7 @@
-"""Everything that takes memory, files or maps, again and again: ``python -m tests.leaks --rounds 5000``.
+"""Repeats everything that takes memory, files or maps: ``python -m tests.leaks --rounds 5000``.
 
-Nothing may grow: the process's own memory, its descriptors, its maps, Python's blocks. Status 1 when something does.
-Linux alone.
+Neither the process's own memory, its descriptors and maps, nor Python's blocks may grow; the status is 1 if one does.
+Linux only.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from fastsm.integrations.pysyncobj.journal import FastJournal as Journal
 from support.faulty import memory_directory
 from support.power import QuietDirectory
 
-SAMPLES = 5  # in all; the first one is after the warm-up
+SAMPLES = 5  # the first one is taken after the warm-up
 KEYS = [b"key %d" % i for i in range(500)]
 BALLAST = b"#" * 200
 
 
 class Held(NamedTuple):
-    """What a process holds, and how much more of it is no leak yet."""
+    """What a process holds; as `SLACK`, how much more is not a leak yet."""
 
     private_bytes: int
-    virtual_bytes: int      # maps side by side count as one
+    virtual_bytes: int      # adjacent maps count as one
     descriptors: int
     maps: int
     blocks: int
@@ -52,12 +52,12 @@ class Held(NamedTuple):
         return cls(1024 * private, virtual, len(os.listdir("/proc/self/fd")), maps, sys.getallocatedblocks())
 
 
-# Some come and go: a thread may get an arena of its own, 64 MiB that are not used. A loss in each round is more.
+# Some growth is no leak: a thread may get an arena of its own, 64 MiB of addresses. A leak in each round is more.
 SLACK = Held(1 << 20, 256 << 20, 0, 4, 100)
 
 
 def live_once(root: Path) -> None:
-    """A life of a machine, a receiver, a journal and a log, errors among it."""
+    """Use a machine, a receiver, a journal and a log from opening to closing, with errors."""
     with FastStateMachine(root / "state", retain_entries=100, _files=QuietDirectory) as machine:
         index, term = machine.last_applied()
         machine.apply([(index + 1, term + 1, fastsm.put_many(KEYS, [BALLAST] * len(KEYS)))])
@@ -99,7 +99,7 @@ def live_once(root: Path) -> None:
 
 
 def keep_log(root: Path) -> None:
-    """A life of a log: segments begun and removed, conflicts, votes, reads."""
+    """Use a log from opening to closing: segments that begin and are removed, conflicts, votes, reads."""
     with RaftLog(root / "raft-log", _files=QuietDirectory) as log:
         term = log.hard_state()[0] + 1
         log.save_hard_state(term, b"me")
@@ -124,7 +124,7 @@ def keep_log(root: Path) -> None:
 
 
 def receive(root: Path) -> None:
-    """A snapshot in pieces, one of them wrong, over a restart."""
+    """Receive a snapshot in pieces, one of them wrong, with a restart in between."""
     with open_snapshot(root / "snapshot-0") as snapshot:
         half = snapshot.size // 2
         with SnapshotReceiver(root / "in", _files=QuietDirectory) as receiver:
@@ -141,7 +141,7 @@ PLANTED: dict[str, list[object]] = {name: [] for name in Held._fields}
 
 
 def plant(name: str) -> None:
-    """One leak a round, for the test that leaks are found."""
+    """Leak something in each round, for the test that leaks are found."""
     if name == "descriptors":
         PLANTED[name].append(os.open("/dev/null", os.O_RDONLY))
     elif name == "virtual_bytes":
@@ -156,7 +156,7 @@ def plant(name: str) -> None:
 
 
 def grown(samples: list[Held], rounds: int) -> list[str]:
-    """What the last sample has more of than the first one."""
+    """Return what the last sample has more of than the first one."""
     found = []
     for name, *values, slack in zip(Held._fields, *samples, SLACK._replace(blocks=100 + rounds // 4), strict=True):
         if values[-1] - values[0] > slack:

@@ -2,9 +2,9 @@
 
     python -m tests.lock_service --minutes 10
 
-Clients, whose clocks are off as well, acquire one lock, write under it, prolong it, stand still and release it, through
-any node. At the end: kills, grants, writes; and that by the log's own order nobody was granted the lock while another
-one held it, and that nobody wrote who had lost it (else it stops with an error).
+Clients, whose clocks are wrong as well, acquire one lock, write under it, extend it, pause and release it, through any
+node. The last line reports kills, grants and writes. It is an error if, by the order of the log, the lock was granted
+while another client held it, or a client wrote that had lost it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""PySyncObj's own test suite, on fastsm in PySyncObj's place.
+"""Runs PySyncObj's own test suite on fastsm.
 
     git clone --depth 1 https://github.com/bakwc/PySyncObj
     python -m tests.pysyncobj_suite PySyncObj/test_syncobj.py [arguments of pytest]
@@ -27,12 +27,12 @@ DOES_NOT_APPLY = {
 
 
 def create_journal(path: str | None = None) -> Any:
-    """In the place of PySyncObj's."""
+    """Make a `FastJournal`, in place of PySyncObj's function."""
     return pysyncobj.journal.MemoryJournal() if path is None else FastJournal(f"{path}.fastsm")
 
 
 class OnFastsm:
-    """A plugin of pytest: puts fastsm in PySyncObj's place, and passes over what does not apply."""
+    """A pytest plugin that puts fastsm in PySyncObj's place, and skips tests that do not apply."""
 
     missing: set[str]
 
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     path, *rest = arguments
     usual = [os.path.abspath(path), "-q", "-rs", "-p", "no:cacheprovider", "--log-level=CRITICAL", "--show-capture=no"]
     with tempfile.TemporaryDirectory() as empty:
-        os.chdir(empty)  # the tests leave files where they run, and would find them there again
+        os.chdir(empty)  # the tests leave files in the current folder, which later tests would find
         code = int(pytest.main([*usual, *rest], plugins=[plugin]))
         os.chdir("/")
     if plugin.missing and not rest:

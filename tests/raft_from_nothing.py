@@ -1,4 +1,4 @@
-"""Kills, cuts off and pauses a cluster of `examples/raft_from_nothing`, for as long as you like.
+"""Kills, cuts off and pauses nodes of a cluster of `examples/raft_from_nothing`, for as long as you like.
 
 In every other trial its members change meanwhile.
 

@@ -1,9 +1,9 @@
-"""Readers next to an owner who is killed again and again: ``python -m tests.readers --minutes 30``.
+"""Readers of an owner that is killed again and again: ``python -m tests.readers --minutes 30``.
 
 The owner applies chunks at full speed, flushes, compacts, takes and installs snapshots, resets and closes; the parent
 kills it with SIGKILL at random moments and starts the next one. Every chunk carries a chain of checksums in its values,
-so that a half chunk, a lost or a doubled one is seen by any reader at any refresh. The readers are processes that live
-through all of it. At the end all of them show the state that the last owner left.
+so that any reader notices a partial, lost or doubled chunk at any refresh. The readers are processes that run
+throughout. At the end all of them must show the state that the last owner left.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from fastsm import Change, CompactedError, FastsmError, FastStateMachine, LogId,
 PARTS = 16
 PART_KEYS = [b"part/%d" % number for number in range(PARTS)]
 KEYS = [b"chain", b"entries", b"history", *PART_KEYS]
-WITHOUT_COMMAND = 97  # each entry of such an index carries none
+WITHOUT_COMMAND = 97  # entries whose index is a multiple of it carry no command
 LONGEST_LIFE = 1.0  # seconds until an owner is killed
 
 
 def link(history: bytes, before: bytes, index: int) -> bytes:
-    """The checksum of an entry: of its history, all entries before it, and its index."""
+    """Return the checksum of an entry: of its history, of all entries before it, and of its index."""
     return hashlib.blake2b(history + before + index.to_bytes(8, "little"), digest_size=16).digest()
 
 
@@ -48,7 +48,7 @@ def link(history: bytes, before: bytes, index: int) -> bytes:
 
 
 class Owner:
-    """One life of an owner. It goes on from what it recovers, and knows nothing else."""
+    """One life of an owner, which continues from the state that it recovers and knows nothing else."""
 
     resets = 0.003  # of all steps, at most 0.008
 
@@ -63,7 +63,7 @@ class Owner:
             sync=self.dice.choice(("flush", "flush", "apply")), lock_timeout=10)  # fmt: skip
 
     def live(self) -> NoReturn:
-        """Until it is killed."""
+        """Take random steps until the process is killed."""
         while True:
             self.step()
 
@@ -80,7 +80,7 @@ class Owner:
         elif dice < 0.985:
             self.install()
         elif dice < 0.985 + self.resets:
-            shutil.rmtree(self.root / "snapshot", ignore_errors=True)  # of a history that ends
+            shutil.rmtree(self.root / "snapshot", ignore_errors=True)  # it belongs to the history that ends
             machine.clear()
         elif dice < 0.993:
             machine.close()
@@ -89,11 +89,11 @@ class Owner:
             time.sleep(self.dice.random() * 0.02)
 
     def install(self) -> None:
-        with contextlib.suppress(FastsmError):  # there is none, or a kill has left it half written
+        with contextlib.suppress(FastsmError):  # there is no snapshot, or a kill left it half written
             self.machine.install_snapshot(None, self.root / "snapshot", allow_older=True)
 
     def apply(self) -> None:
-        """One chunk, which goes on from what the state says."""
+        """Apply a chunk that continues the state's chain."""
         machine = self.machine
         index, term = machine.last_applied()
         history = machine.get(b"history") or os.urandom(8)
@@ -121,7 +121,7 @@ class Owner:
 
 
 class Watcher:
-    """One reader, and what it has seen that cannot be."""
+    """One reader, and the violations that it has seen."""
 
     kind = Reader
 
@@ -136,13 +136,13 @@ class Watcher:
     def open(self) -> None:
         self.reader = self.kind(self.path, wait_for_owner=60, ordered=self.dice.random() < 0.3)
         self.rebuilt = self.reader.stats().rebuilt
-        # A reader says where its own state went back. What one before it has shown, it does not know.
+        # A reader reports where its own state went back, but does not know what an earlier reader showed.
         self.seen = LogId()
         self.history = self.digest = b""
         self.at = 0  # the entry that `digest` stands for
 
     def watch(self, stop: int) -> None:
-        """Until a byte comes from the parent."""
+        """Check refreshes until a byte comes from the parent."""
         patience = self.dice.choice((0.0, 0.0, 0.001, 0.05))
         while not select.select([stop], [], [], patience * self.dice.random())[0]:
             try:
@@ -160,7 +160,7 @@ class Watcher:
                 self.counts["opened anew"] += 1
 
     def look(self) -> None:
-        """One refresh, and everything that must hold after it."""
+        """Refresh once, and check everything that must hold then."""
         reader, before = self.reader, self.seen
         if self.dice.random() < 0.2:
             with contextlib.suppress(TimeoutError):
@@ -180,7 +180,7 @@ class Watcher:
         self.seen, self.rebuilt = found, rebuilt
 
     def check(self, found: LogId, *, told: bool) -> None:
-        """The chain, and each part of it, is what the entries up to here come to."""
+        """Check that the chain and each part of it are those of the entries up to here."""
         reader = self.reader
         chain, entries, history, *parts = reader.get_many(KEYS)
         if chain is None or history is None:
@@ -207,7 +207,7 @@ class Watcher:
             self.wrong(f"a scan at {found} has other parts")
 
     def follow(self, history: bytes, last: int, *, told: bool) -> None:
-        """The digest of the entries up to one."""
+        """Extend the digest to all entries up to `last`."""
         if history != self.history:
             if self.history and not told:
                 self.wrong("another history, and nobody says so")
@@ -222,8 +222,8 @@ class Watcher:
     # ---- a watch ----------------------------------------------------------------------------------------
 
     def watch_anew(self) -> None:
-        """From the state that is there now: each entry after it is to be told, with all of its changes in order."""
-        self.told: list[Change] = []  # of an entry that was not told as a whole yet
+        """Start a watch at the current state, which must deliver each later entry with all its changes, in order."""
+        self.told: list[Change] = []  # changes of an entry that was not delivered as a whole yet
         self.told_any = False
         while True:
             last = self.reader.refresh()
@@ -237,7 +237,7 @@ class Watcher:
             return
 
     def read_changes(self) -> None:
-        """What the watch tells is every change of every entry, once."""
+        """Check that the watch delivers every change of every entry once."""
         timeout = 0.002 if self.dice.random() < 0.1 else 0
         try:
             found = self.changes.read(self.dice.choice((1, 7, 1000, 100_000)), timeout=timeout)
@@ -253,7 +253,7 @@ class Watcher:
                 return
 
     def check_entry(self, part: Change, chain: Change, history: Change, entries: Change) -> bool:
-        """Whether these are the changes of the next entry, which go on from those of the last one."""
+        """Return whether these are the changes of the next entry, and continue those of the last one."""
         index = self.told_last + 1
         index += index % WITHOUT_COMMAND == 0
         digest = link(self.told_history or history.value or b"", self.told_digest, index)
@@ -264,7 +264,7 @@ class Watcher:
         right = (
             found == wanted and chain.value == own and (part.value or b"")[:24] == own
             and self.told_history in (None, history.value) and len({change.term for change in self.told}) == 1)
-        if not right and self.told_any:  # the first one may be of a state that came between its refresh and the watch
+        if not right and self.told_any:  # the first entry may be of a state that came after the refresh
             self.wrong(f"after {self.told_last} a watch tells {found}, expected {wanted}, or another chain")
         self.told, self.told_any = [], True
         self.told_last, self.told_digest, self.told_history = index, digest, history.value
@@ -274,7 +274,7 @@ class Watcher:
         self.violations.append(what)
 
     def report(self, last: LogId) -> dict[str, Any]:
-        """After the last owner has closed, as of its last entry: an update may have been lost with an owner before."""
+        """Report the state as of the last owner's last entry; an earlier owner's last update may have been lost."""
         self.look()
         self.read_changes()
         applied, checksum = self.reader.state_checksum(last)
@@ -288,7 +288,7 @@ class Watcher:
 
 
 class Child(NamedTuple):
-    """A process, and the pipes to it and from it."""
+    """A process, with the pipes to it and from it."""
 
     pid: int
     to: int
@@ -296,7 +296,7 @@ class Child(NamedTuple):
 
 
 def start(run: Callable[[int, int], None]) -> Child:
-    """A forked child that runs a function of two descriptors: one to read, one to write."""
+    """Fork a child that runs a function of two descriptors: one to read, one to write."""
     (to_read, to_write), (back_read, back_write) = os.pipe(), os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -332,7 +332,7 @@ def run(
     root: Path | None = None,
     watcher: Callable[[Path, int], Watcher] = Watcher,
 ) -> tuple[Counter[str], list[str]]:
-    """Counts, and what was seen that cannot be."""
+    """Run owners and readers; return counts, and the violations that were seen."""
     dice = random.Random(seed)
     own = Path(tempfile.mkdtemp(prefix="fastsm-readers-", dir=root))
     children = [start(watch(own, seed + number, watcher)) for number in range(readers)]

@@ -1,7 +1,7 @@
 """Runs Python on modules that were built with sanitizers: ``python -m tests.sanitized address,undefined -m pytest -q``.
 
-Build first, with the same words: ``FASTSM_SANITIZE=address,undefined pip install -e .``. After them come the arguments
-of Python. What any process of the run reports is printed at the end, and makes the status 1. Linux and GCC alone.
+Build with the same sanitizers first: ``FASTSM_SANITIZE=address,undefined pip install -e .``. The other arguments are
+Python's. Reports of any process of the run are printed at the end and make the status 1. Linux and GCC only.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ import tempfile
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
-# In this order: the library of the address sanitizer must be the first of a process.
+# In this order, because a process must load the address sanitizer's library first.
 LIBRARIES = {"address": "libasan.so", "thread": "libtsan.so", "undefined": "libubsan.so"}
 OPTIONS = {
-    # Python does not free all at its end. Tests ask for more memory than there is, and expect a MemoryError.
+    # Python does not free everything when it exits. Tests ask for too much memory, and expect a MemoryError.
     "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:log_path={reports}",
-    # It reports to standard error alone, which pytest must not swallow.
+    # This sanitizer reports only to standard error, which pytest must not capture.
     "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     "PYTEST_ADDOPTS": "--capture=sys",
     "TSAN_OPTIONS": "history_size=4:suppressions={tests}/support/thread_sanitizer.txt:log_path={reports}",
-    # Python's own allocator would hide its blocks.
+    # Python's own allocator would hide its blocks from the sanitizer.
     "PYTHONMALLOC": "malloc",
 }
 
 
 def library(name: str) -> str:
-    """Where the compiler has a runtime library."""
+    """Return the path of a runtime library of the compiler."""
     found = subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True)
     return os.path.realpath(found.stdout.strip())
 
 
 def environment(words: list[str], reports: Path) -> dict[str, str]:
-    """The environment of a process, and of those that it starts, that loads modules which were built so."""
+    """Return the environment for processes, and their children, that load modules built with these sanitizers."""
     preload = [library(LIBRARIES[word]) for word in LIBRARIES if word in words]
     options = {name: option.format(reports=reports / "report", tests=TESTS) for name, option in OPTIONS.items()}
-    # Tests that measure memory ask for the last one: a sanitizer keeps what was freed.
+    # Tests that measure memory look at the last variable: a sanitizer keeps freed memory.
     return {**os.environ, **options, "LD_PRELOAD": " ".join(preload), "FASTSM_SANITIZED": ",".join(words)}
 
 
 def is_sanitized(words: list[str], environ: dict[str, str]) -> bool:
-    """Whether the modules that a test would import were built for these sanitizers."""
+    """Return whether the modules that a test would import were built with these sanitizers."""
     program = "import fastsm.core.engine; print(fastsm.core.engine.__file__)"
     found = subprocess.run(
         [sys.executable, "-c", program], env=environ, cwd="/", capture_output=True, text=True, check=True)

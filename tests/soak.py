@@ -1,7 +1,7 @@
-"""Power losses, kills, flipped bits and failing calls, for as long as one likes: ``python -m tests.soak --minutes 60``.
+"""Power losses, kills, flipped bits and failing calls, for as long as you like: ``python -m tests.soak --minutes 60``.
 
-Six families share the time. Each round of one has a seed of its own, counted from ``--seed``. The first round in which
-something is violated ends it, with status 1, and says how to get it again.
+Six families of faults share the time. Each round has a seed of its own, counted from ``--seed``. The first round with
+a violation ends the run with status 1 and instructions to reproduce it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from support.histories import History, state_of
 from support.power import QuietDirectory
 from support.simulation import Simulation, kill
 
-LIVES = 5  # of a directory, each ended by a kill
-FLIPS = 3_000  # of a round
+LIVES = 5  # lives of a directory, each ended by a kill
+FLIPS = 3_000  # flipped bits of a round
 MAJOR = (
     "states", "with holes", "torn within a page", "names lost", "lives", "failed syncs", "processes killed",
     "killed at a call", "calls and limits", "bits flipped", "kills", "commands", "asked again", "applied twice", "lost",
@@ -38,7 +38,7 @@ MAJOR = (
 
 
 def kill_processes(seed: int, root: Path, counts: Counter[str]) -> list[str]:
-    """A few lives of one directory, each ended by kill -9, each checked."""
+    """Run a few lives of one directory, each ended by kill -9, and check each."""
     dice = random.Random(f"soak {seed}")
     name = dice.choice(sorted(test_kill.SETTINGS))
     setting = test_kill.SETTINGS[name]
@@ -47,7 +47,7 @@ def kill_processes(seed: int, root: Path, counts: Counter[str]) -> list[str]:
         killed = test_kill.run_and_kill(root / "killed", seed, setting, dice)
         counts["processes killed"] += 1
         counts[f"killed while {killed.phase}"] += 1
-        if last and not killed.opened:  # it changed nothing: what is known is what was known before
+        if last and not killed.opened:  # it changed nothing, so the earlier knowledge still holds
             killed = last._replace(phase=killed.phase)
         last = killed
         try:
@@ -58,7 +58,7 @@ def kill_processes(seed: int, root: Path, counts: Counter[str]) -> list[str]:
 
 
 def kill_under_clients(seed: int, root: Path, counts: Counter[str]) -> list[str]:
-    """A few lives of one directory under clients with sessions and leases, until all of them have their answers."""
+    """Run a few lives of one directory with clients, sessions and leases, then check that each deposit counts once."""
     name = random.Random(f"clients {seed}").choice(sorted(killed_clients.SETTINGS))
     service = killed_clients.Service(root / "clients", seed, killed_clients.SETTINGS[name])
     try:
@@ -73,14 +73,14 @@ def kill_under_clients(seed: int, root: Path, counts: Counter[str]) -> list[str]
 
 
 def lose_power(seed: int, root: Path, counts: Counter[str]) -> list[str]:
-    """One story of the simulator."""
+    """Run one story of the simulator of power losses."""
     simulation = Simulation(seed, root).run()
     counts += simulation.counts
     return simulation.violations
 
 
 def strike_calls(seed: int, faults: Iterable[str], counts: Counter[str]) -> list[str]:
-    """Some scenes, each with each of its calls struck in turn."""
+    """Run some scenes, with a fault at each of their calls in turn."""
     dice = random.Random(f"calls {seed}")
     fault, scenes = dice.choice(sorted(faults)), dice.sample(sorted(at_each_call.ALL), 4)
     found = shim.run_with(library(), Path(at_each_call.__file__), fault, *scenes)
@@ -92,12 +92,12 @@ def strike_calls(seed: int, faults: Iterable[str], counts: Counter[str]) -> list
 
 @functools.cache
 def library() -> Path:
-    """The library that strikes calls."""
+    """Return the path of the library that makes calls fail."""
     return shim.compiled(Path(tempfile.mkdtemp()))
 
 
 def flip_bits(seed: int, root: Path, counts: Counter[str]) -> list[str]:
-    """One random bit after the other of a closed state with a base: an error that names the file, or the full state."""
+    """Flip random bits of a closed state with a base; each gives an error that names the file, or the full state."""
     dice = random.Random(f"flips {seed}")
     path, history = root / "flipped", History(seed, large=False)
     with FastStateMachine(path, retain_entries=20, _files=QuietDirectory) as machine:
@@ -129,7 +129,7 @@ def flip_bits(seed: int, root: Path, counts: Counter[str]) -> list[str]:
 
 KILLS = [name for name, fault in at_each_call.FAULTS.items() if fault.kills]
 
-# Each with its share of the time.
+# Each family, with its share of the time.
 FAMILIES: dict[str, tuple[float, Callable[[int, Path, Counter[str]], list[str]]]] = {
     "power": (0.5, lose_power),
     "flips": (0.12, flip_bits),

@@ -1,4 +1,4 @@
-"""Arguments of a wrong kind: the message names the argument, and says what to hand over instead."""
+"""Arguments of a wrong kind: the message names the argument, and says what to pass instead."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_BUFFER = "key: a bytes-like object is required, not 'int'"
 PAIR = r"expected a LogId\(index, term\) or a tuple of both, found"
 NO_COMMAND = "not made by fastsm's commands .* or by those of a newer release"
 
-# A method, its arguments, the error, and what its message says; the last column: whether the model has the method, too.
+# A method, its arguments, the error, a part of its message, and whether the model has the method, too.
 WRONG: list[tuple[str, tuple[Any, ...], type[Exception], str, bool]] = [
     ("get", ("a",), TypeError, f"key {TEXT}", True),
     ("get", (5,), TypeError, NO_BUFFER, True),
@@ -58,16 +58,16 @@ WRONG: list[tuple[str, tuple[Any, ...], type[Exception], str, bool]] = [
 
 @pytest.fixture
 def fast(directory: Path) -> Iterator[FastStateMachine]:
-    """A machine in a directory."""
+    """Provide a machine in a directory."""
     with FastStateMachine(directory) as machine:
         yield machine
 
 
 @pytest.mark.parametrize(("method", "arguments", "error", "says", "everywhere"), WRONG)
-def test_a_wrong_argument_is_named_and_told_what_to_do(
+def test_the_error_of_a_wrong_argument_names_it_and_says_what_to_do(
     fast: FastStateMachine, method: str, arguments: tuple[Any, ...], error: type[Exception], says: str, everywhere: bool
 ) -> None:
-    """The implementation and the model say the same, and nothing is applied."""
+    """The implementation and the model raise the same error, and nothing is applied."""
     for machine in [fast, MemoryStateMachine()] if everywhere else [fast]:
         with pytest.raises(error, match=says):
             getattr(machine, method)(*arguments)
@@ -83,7 +83,7 @@ def test_expect_applied_is_a_pair(directory: Path) -> None:
 
 @pytest.mark.parametrize("expected", [(-1, 1), (1, -1), (2**64 - 1, 1), (2**70, 1)])
 def test_expect_applied_is_an_id_that_an_entry_can_have(directory: Path, expected: tuple[int, int]) -> None:
-    """No recovery could ever reach such an id: it is refused before anything is opened."""
+    """An id that no recovery could ever reach is refused before anything is opened."""
     with pytest.raises(ValueError, match=r"expect_applied=.*: expected 0 to 2\*\*64 - 2 each"):
         FastStateMachine(directory, expect_applied=expected)
     assert not directory.exists()
@@ -108,14 +108,14 @@ def test_expect_applied_is_an_id_that_an_entry_can_have(directory: Path, expecte
 def test_an_option_of_a_wrong_kind_is_refused_before_anything_is_made(
     directory: Path, option: str, value: object, error: type[Exception]
 ) -> None:
-    """The error names the option; what would fail at the first snapshot fails at the opening."""
+    """The error names the option; an option that would fail at the first snapshot fails at the opening."""
     with pytest.raises(error, match=f"{option}"):
         FastStateMachine(directory, **{option: value})  # type: ignore[arg-type]
     assert not directory.exists()
 
 
 def test_terms_of_indexes_that_no_entry_has(fast: FastStateMachine) -> None:
-    """Signed and small types are taken as what they say; a negative index has no term."""
+    """Indexes may be of any integer type; a negative index, like one beyond the last entry, has the term 0."""
     fast.update_last_applied((3, 2))
     assert fast.entry_terms(np.array([-1, -2, 3], np.int64)).tolist() == [0, 0, 2]
     assert fast.entry_terms(np.array([3, 4], np.uint8)).tolist() == [2, 0]
@@ -135,10 +135,10 @@ def test_terms_of_indexes_that_no_entry_has(fast: FastStateMachine) -> None:
         ([(1, 1, fastsm.noop()), (2, 0, None)], fastsm.OrderError),
     ],
 )
-def test_the_first_entry_that_cannot_be_is_the_one_that_is_told_of(
+def test_the_first_invalid_entry_of_a_chunk_is_the_one_in_the_error(
     fast: FastStateMachine, chunk: list[Any], error: type[Exception]
 ) -> None:
-    """The implementation and the model look at a chunk's entries one after the other, order before command."""
+    """The implementation and the model check a chunk's entries one after the other, each its order first."""
     for machine in (fast, MemoryStateMachine()):
         with pytest.raises(error):
             machine.apply(chunk)
@@ -146,7 +146,7 @@ def test_the_first_entry_that_cannot_be_is_the_one_that_is_told_of(
 
 
 @pytest.mark.parametrize("function", [fastsm.decode, fastsm.check, lambda command: fastsm.batch([command])])
-def test_bytes_of_another_make_are_called_so_before_an_upgrade_is_advised(function: Callable[[bytes], object]) -> None:
-    """Most often such bytes are no command at all; a newer release comes second."""
+def test_bytes_that_are_no_command_are_called_so_before_an_upgrade(function: Callable[[bytes], object]) -> None:
+    """The error first says that the bytes may be no command at all, and then that a newer release may know them."""
     with pytest.raises(fastsm.UnknownCommandError, match=f"{NO_COMMAND}.* version 104, .* upgrade"):
         function(b"hello")

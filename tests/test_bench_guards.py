@@ -1,4 +1,4 @@
-"""The guards against losses of speed judge numbers; here they get numbers. Nothing is timed."""
+"""The guards against losses of speed judge numbers, which the tests make up. Nothing is timed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="the tests run withou
 
 
 def load(name: str) -> ModuleType:
-    """A module of the folder `bench`, which is no part of the installed package."""
+    """Import a module of the folder `bench`, which is not part of the installed package."""
     if "bench" not in sys.modules:
         found = importlib.util.spec_from_file_location(
             "bench", BENCH / "__init__.py", submodule_search_locations=[str(BENCH)])
@@ -31,7 +31,7 @@ def load(name: str) -> ModuleType:
 
 
 def starts(noise: float, head: float) -> list[dict[str, list[tuple[float, float, float]]]]:
-    """What `compare` measures when HEAD takes `head` times as long, and chance moves each slice by up to `noise`."""
+    """Return slices as `compare` would measure them if HEAD took `head` times as long, with noise in each slice."""
     compare = load("compare")
     source = random.Random(1)
 
@@ -51,14 +51,14 @@ def starts(noise: float, head: float) -> list[dict[str, list[tuple[float, float,
     ids=["equal", "slower", "a little slower", "faster", "too little to tell", "noise alone", "slower than noise"],
 )  # fmt: skip
 def test_a_loss_is_one_beyond_the_noise(noise: float, head: float, lost: bool) -> None:
-    """Only a loss that is larger than what chance makes of the base compared with itself fails."""
+    """Only a loss that is larger than the noise of the base compared with itself fails."""
     verdicts = load("compare").judge(starts(noise, head))
     assert {verdict.lost for verdict in verdicts} == {lost}
     assert all(verdict.low <= verdict.ratio <= verdict.high for verdict in verdicts)
 
 
 def test_counts_fail_above_what_was_recorded() -> None:
-    """Instructions within two hundredths; a fault or a call that is not there each time is chance."""
+    """Instructions may grow by two percent; a page fault in one of twenty operations counts as chance."""
     judge: Any = load("counts").judge
     recorded = {"get": {"instructions": 350.0, "faults": 0.0}}
     assert judge({"get": {"instructions": 356.0, "faults": 0.05}}, recorded) == []
@@ -70,7 +70,7 @@ def test_counts_fail_above_what_was_recorded() -> None:
 
 
 def test_two_commits_are_counted_as_well() -> None:
-    """A loss that is too small for a clock is one of instructions; what the base lacks is no loss."""
+    """A comparison reports more instructions as a loss; an operation that the base does not have is not a loss."""
     compare, counts = load("compare"), load("counts")
     before = {"get": {"instructions": 354.0}}
     after = {"get": {"instructions": 386.0}, "new": {"instructions": 9.0}}
@@ -81,7 +81,7 @@ def test_two_commits_are_counted_as_well() -> None:
 
 
 def test_the_users_benchmark_measures_every_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every store gets a number for all that it can do, and the table shows each of them."""
+    """Every store gets a time for each kind of work that it can do, and the table shows each of them."""
     for name, small in {"KEYS": 2000, "LOOKUPS": 200, "ENTRIES": 200, "FLUSHES": 2, "ROUNDS": 2}.items():
         monkeypatch.setattr(benchmark, name, small)
     monkeypatch.setattr(benchmark, "memory_of", lambda name, directory: 1.0)

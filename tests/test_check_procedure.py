@@ -1,4 +1,4 @@
-"""``fastsm.testing.check_procedure``: what depends on more than ``tx`` and the payload is found."""
+"""``fastsm.testing.check_procedure`` finds procedures that depend on more than ``tx`` and the payload."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ counter = itertools.count()
 seeded = random.Random(7)
 
 
-# ---- what is wrong -------------------------------------------------------------------------------------
+# ---- wrong procedures ----------------------------------------------------------------------------------
 
 @fastsm.procedure
 def iterates_a_set(tx: Any, payload: bytes) -> None:
@@ -95,18 +95,18 @@ WRONG = [
 
 
 @pytest.mark.parametrize("function", WRONG, ids=lambda function: function.__name__)
-def test_what_differs_is_found(function: Any) -> None:
-    """The error names the payload, says what it came to, and what a procedure may depend on."""
+def test_procedures_that_differ_are_found(function: Any) -> None:
+    """The error names the procedure and the payload, and says what a procedure may depend on."""
     with pytest.raises(ProcedureError, match="nothing but tx") as raised:
         check_procedure(function, [b"k"], STATE)
     assert "payload b'k'" in str(raised.value)
     assert raised.value.name == function.__qualname__
 
 
-# ---- what is right -------------------------------------------------------------------------------------
+# ---- right procedures ----------------------------------------------------------------------------------
 
 def moves_what_is_due(tx: Any, payload: bytes) -> list[Any]:
-    """All that a procedure may do."""
+    """Do everything that a procedure may do."""
     print("a procedure may print")
     moved = [key for key, _ in tx.scan() if (tx.deadline(key) or tx.clock + 1) <= tx.clock]
     for key in sorted({*moved, payload}):
@@ -118,8 +118,8 @@ def moves_what_is_due(tx: Any, payload: bytes) -> list[Any]:
     return [tx.add(b"total", len(moved)), *moved]
 
 
-def test_what_depends_on_tx_alone_is_not_found() -> None:
-    """The answers are returned; each payload sees what the ones before it left, and the clock of the log."""
+def test_procedures_that_depend_on_tx_alone_pass() -> None:
+    """The answers are returned; each call sees the changes of the calls before it, and the clock of the log."""
     state = [fastsm.put(b"k", b"", expires=5), fastsm.put(b"n", b"", expires=9), fastsm.tick(7, limit=0)]
     assert check_procedure(moves_what_is_due, [b"x", b"x"], state) == [
         Answer(True, [1, b"k"]), Answer(False, [7, 4], "abort")]
@@ -133,8 +133,8 @@ def reads_a_missing_file(tx: Any, payload: bytes) -> bytes:
     return Path("/no such file").read_bytes()
 
 
-def test_what_ends_the_chunk_is_told() -> None:
-    """A procedure that no replica can run is no good either."""
+def test_procedures_that_would_end_the_chunk_are_found() -> None:
+    """A procedure that raises an ``OSError``, which ends the chunk on a replica, is a ``ProcedureError``, too."""
     with pytest.raises(ProcedureError, match="FileNotFoundError"):
         check_procedure(reads_a_missing_file, [b""])
 
@@ -145,7 +145,7 @@ class Named:
 
 
 def test_only_what_another_process_can_load_is_checked() -> None:
-    """A lambda, a function in a function, a method of an object are refused, and it says what to do."""
+    """A lambda, a local function, a method of an object and a built-in are refused, with advice what to do."""
     assert check_procedure(Named.passes, [b""]) == [Answer(True, None)]
 
     def local(tx: Any, payload: bytes) -> None: ...
@@ -157,8 +157,8 @@ def test_only_what_another_process_can_load_is_checked() -> None:
         check_procedure(passes, [b""], processes=1)
 
 
-def test_nothing_is_left_of_the_processes(tmp_path: Path) -> None:
-    """A module that cannot be loaded elsewhere says why."""
+def test_a_module_that_another_process_cannot_import_is_refused(tmp_path: Path) -> None:
+    """The error of a procedure whose module another process cannot import says why."""
     (tmp_path / "module_that_ends.py").write_text(
         "import os, sys\nif os.environ.get('PYTHONHASHSEED') == '2':\n    raise RuntimeError('not here')\n"
         "def p(tx, payload):\n    return 1\n")
@@ -175,7 +175,7 @@ def test_nothing_is_left_of_the_processes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("function", [draws_a_random_number, reads_a_clock, counts_its_calls])
 def test_a_machine_that_runs_each_call_twice_finds_it_too(directory: Path, function: Any) -> None:
-    """With ``check_procedures=True``, in the process that applies; an order of a set it cannot find."""
+    """With ``check_procedures=True`` the applying process runs each call twice, and refuses one that differs."""
     marked = fastsm.procedure(function) if function is not draws_a_random_number else function
     name, version = marked.__fastsm_procedure__
     with FastStateMachine(directory, procedures=[marked], check_procedures=True) as machine:

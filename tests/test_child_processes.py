@@ -44,7 +44,7 @@ def test_no_child_searches_the_current_folder(path: Path) -> None:
 
 
 def test_unsafe_children_are_seen() -> None:
-    """The search finds a child that runs where its parent does, and none that has a folder of its own."""
+    """The search finds a child that runs in its parent's folder, and none that runs in a folder of its own."""
     call = "import subprocess, sys\nsubprocess.run([sys.executable, '-c', code]{})\n"
     assert list(unsafe_children(call.format(""), moved=False)) == [2]
     assert list(unsafe_children(call.format(", cwd=folder"), moved=False)) == []
@@ -59,7 +59,7 @@ def test_tests_run_in_an_empty_folder() -> None:
 
 @pytest.mark.skipif(not (CHECKOUT / "bench").is_dir(), reason="the tests run without the checkout's bench folder")
 def test_benchmarks_prefer_the_installed_package(tmp_path: Path) -> None:
-    """`python -m bench` in an unbuilt checkout imports what is installed."""
+    """`python -m bench` in an unbuilt checkout imports the installed package."""
     for name in ("bench", "fastsm"):
         ignored = shutil.ignore_patterns("*.so", "*.c", "__pycache__")
         shutil.copytree(CHECKOUT / name, tmp_path / name, ignore=ignored)

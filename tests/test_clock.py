@@ -1,4 +1,4 @@
-"""``fastsm.Clock``: when a tick is worth proposing, and when it is refused."""
+"""``fastsm.Clock``: when it proposes a tick, and when it refuses to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MINUTE, DAY = 60_000, 86_400_000
 
 
 class Host:
-    """A leader with a clock of its own; what it proposes is applied when the test says so."""
+    """A leader with a clock of its own; the test decides when its proposals are applied."""
 
     def __init__(self, machine: MemoryStateMachine | None = None, **options: int | None) -> None:
         self.now = NOW
@@ -31,13 +31,13 @@ class Host:
         self.apply(fastsm.put(key, b"", expires=self.now + milliseconds))
 
     def tick(self) -> object:
-        """Polls, and applies what comes; None where nothing does."""
+        """Poll, and apply the tick; return its result, or None without a tick."""
         command = self.clock.poll()
         return None if command is None else self.apply(command)[0]
 
 
 def test_without_a_deadline_there_is_no_tick() -> None:
-    """Keys and sessions that live for ever cost no entry, however long that is."""
+    """Keys and sessions without a deadline cost no tick, however much time passes."""
     host = Host()
     host.apply(fastsm.put(b"k", b""), fastsm.open_session())
     for _ in range(5):
@@ -46,8 +46,8 @@ def test_without_a_deadline_there_is_no_tick() -> None:
     assert host.machine.clock() == 0
 
 
-def test_what_is_due_is_removed_by_the_next_tick() -> None:
-    """A key, and then a session; before that, no tick is worth it."""
+def test_due_keys_are_removed_by_the_next_tick() -> None:
+    """A key and then a session are removed by a tick at their deadlines, and no tick is proposed before that."""
     host = Host(idle_ms=DAY)
     host.apply(fastsm.tick(NOW))
     host.lease(b"k", 1_500)
@@ -65,7 +65,7 @@ def test_what_is_due_is_removed_by_the_next_tick() -> None:
 
 
 def test_one_tick_an_interval() -> None:
-    """A tick under way is not proposed again before the interval is over; one that was lost is, then."""
+    """A tick that was not applied is proposed again after the interval, and not earlier."""
     host = Host(interval_ms=100)
     host.lease(b"k", 0)
     assert host.clock.poll() == fastsm.tick(NOW, limit=10_000)
@@ -77,7 +77,7 @@ def test_one_tick_an_interval() -> None:
 
 
 def test_a_backlog_does_not_wait_for_the_interval() -> None:
-    """While ticks leave what is due, for their limit, they follow one another in a twentieth of the interval."""
+    """While ticks reach their limit and leave keys that are due, the next one follows in 50 ms."""
     host = Host(limit=10)
     for number in range(35):
         host.lease(b"%d" % number, 0)
@@ -93,7 +93,7 @@ def test_a_backlog_does_not_wait_for_the_interval() -> None:
 
 @pytest.mark.parametrize("known", [0, NOW - 5 * MINUTE])
 def test_a_leap_is_refused(known: int) -> None:
-    """It says what it found; nothing was proposed, and with the right time it goes on."""
+    """The error reports the times; nothing is proposed, and ticks continue as soon as the time is right."""
     host = Host(max_jump_ms=DAY)
     host.apply(fastsm.tick(known))
     host.lease(b"k", 0)
@@ -113,7 +113,7 @@ def test_a_leap_is_refused(known: int) -> None:
 
 
 def test_a_leap_may_be_allowed() -> None:
-    """With ``max_jump_ms=None``, or once, by a tick that the operator proposes."""
+    """A leap is allowed by ``max_jump_ms=None``, or once by a tick that the operator proposes."""
     for options in ({"max_jump_ms": None}, {"max_jump_ms": 1}):
         host = Host(**options)
         host.lease(b"k", 0)
@@ -124,7 +124,7 @@ def test_a_leap_may_be_allowed() -> None:
 
 
 def test_after_a_quiet_year_no_leap_is_seen() -> None:
-    """The clock stood still while nothing had a deadline; the first one that is due says what time it is."""
+    """After a year without deadlines, the first one that is due makes the year plausible."""
     host = Host()
     host.lease(b"old", 0)
     assert host.tick() == Answer(True, 1)
@@ -137,7 +137,7 @@ def test_after_a_quiet_year_no_leap_is_seen() -> None:
 
 
 def test_a_deadline_that_is_long_over_does_not_hold_up_a_clock_that_was_followed() -> None:
-    """A host that polled all through a quiet year knows that its clock did not leap, whatever deadline comes first."""
+    """A host that polled through a year without deadlines knows that its clock did not leap, whatever comes first."""
     host = Host()
     host.apply(fastsm.tick(NOW))
     for _ in range(365):
@@ -150,12 +150,12 @@ def test_a_deadline_that_is_long_over_does_not_hold_up_a_clock_that_was_followed
     restarted.now = host.now + 2 * DAY
     assert restarted.clock.poll() is None
     restarted.lease(b"k", -400 * DAY)
-    with pytest.raises(ClockJumpError):  # this one saw only where it is now
+    with pytest.raises(ClockJumpError):  # this host did not see the time pass
         restarted.clock.poll()
 
 
 def test_a_far_deadline_is_no_reason_to_leap() -> None:
-    """Where nothing is due, a leap is left out in silence: a wrong clock would be believed for ever."""
+    """While nothing is due, a leap of the clock proposes nothing and raises nothing."""
     host = Host()
     host.apply(fastsm.tick(NOW))
     host.lease(b"k", 9_000 * DAY)
@@ -166,7 +166,7 @@ def test_a_far_deadline_is_no_reason_to_leap() -> None:
 
 
 def test_a_leader_whose_clock_is_late_does_no_harm() -> None:
-    """The clock stays; it proposes nothing that would do nothing; what is due by the clock goes all the same."""
+    """The clock does not go back, no useless tick is proposed, and keys that are due by the clock are removed."""
     ahead = Host()
     ahead.lease(b"a", 0)
     assert ahead.tick() == Answer(True, 1)
@@ -185,7 +185,7 @@ def test_a_leader_whose_clock_is_late_does_no_harm() -> None:
 
 
 def test_a_clock_that_is_set_back_ends_the_pause() -> None:
-    """The host's own clock may go back by an hour: the next tick does not wait for that hour."""
+    """If the host's own clock goes back by an hour, the next tick does not wait for that hour."""
     host = Host()
     host.lease(b"k", 0)
     assert host.clock.poll() is not None
@@ -196,7 +196,7 @@ def test_a_clock_that_is_set_back_ends_the_pause() -> None:
 
 
 def test_the_clock_moves_while_something_has_a_deadline() -> None:
-    """Once in ``idle_ms``, so that procedures which read it know the time so far."""
+    """The clock moves every ``idle_ms``, so that procedures which read it get about the right time."""
     host = Host(idle_ms=10_000)
     host.lease(b"k", DAY)
     moved = []
@@ -207,8 +207,8 @@ def test_the_clock_moves_while_something_has_a_deadline() -> None:
     assert moved == [0, 10_000, 20_000, 30_000, 40_000, 50_000]
 
 
-def test_it_says_when_to_ask_again() -> None:
-    """After what is left of the interval, whatever the host's clock did."""
+def test_delay_is_the_time_until_the_next_poll() -> None:
+    """The delay is the rest of the interval, and never more than the interval, whatever the host's clock did."""
     host = Host(interval_ms=2_000)
     assert host.clock.delay() == 2
     host.lease(b"k", 0)
@@ -222,7 +222,7 @@ def test_it_says_when_to_ask_again() -> None:
 @pytest.mark.parametrize(
     "option", ["interval_ms", "limit", "max_jump_ms", "idle_ms"])
 def test_options_are_one_or_more(option: str) -> None:
-    """A ``ValueError`` names the one that is not."""
+    """The ``ValueError`` of an option below one names it; a float is a ``TypeError``."""
     with pytest.raises(ValueError, match=f"{option}=0"):
         Host(**{option: 0})
     with pytest.raises(TypeError):
@@ -230,7 +230,7 @@ def test_options_are_one_or_more(option: str) -> None:
 
 
 def test_a_stopped_machine_has_no_time() -> None:
-    """The host hears of it with ``NotRunningError``."""
+    """Calls of the clock raise ``NotRunningError`` while the machine is stopped."""
     host = Host()
     host.machine.stop()
     for call in (host.clock.poll, host.clock.delay):
@@ -238,8 +238,8 @@ def test_a_stopped_machine_has_no_time() -> None:
             call()
 
 
-def test_by_default_it_is_the_hosts_clock() -> None:
-    """What is due by now is removed, what is due next year is not."""
+def test_the_default_clock_is_the_hosts() -> None:
+    """A tick has the time of the host's clock, in milliseconds since 1970."""
     machine = MemoryStateMachine()
     clock: Callable[[], bytes | None] = Clock(machine).poll
     machine.apply([(1, 1, fastsm.put(b"k", b"", expires=4 * 10**12))])
@@ -252,7 +252,7 @@ def test_by_default_it_is_the_hosts_clock() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_leaders_with_clocks_apart_by_minutes(seed: int) -> None:
-    """The clock never goes back; nothing is removed early by it, and all of it in the end; no tick does nothing."""
+    """The clock never goes back, keys are removed when it reaches their deadlines, and no tick is useless."""
     dice = random.Random(seed)
     machine = MemoryStateMachine()
     hosts = [Host(machine, idle_ms=100 * DAY, limit=dice.choice((1, 3, 100))) for _ in range(3)]
@@ -270,7 +270,7 @@ def test_leaders_with_clocks_apart_by_minutes(seed: int) -> None:
             leader.apply(fastsm.put(key, b"", expires=deadlines[key]))
         before = machine.clock()
         command = leader.clock.poll()
-        if command is not None and dice.random() < 0.8:  # else it is lost on its way
+        if command is not None and dice.random() < 0.8:  # otherwise the proposal is lost
             answer = leader.apply(command)[0]
             assert isinstance(answer, Answer)
             assert answer.value > 0

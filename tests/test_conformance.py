@@ -21,7 +21,7 @@ WRONG_MACHINES = [wrong_answers, wrong_extras, wrong_machines, wrong_stores, wro
 
 
 class FastConformance(StateMachineConformance):
-    """What the classes below share; not collected itself."""
+    """The fixtures that the classes below share; it is not collected itself."""
 
     sync = "flush"
 
@@ -83,7 +83,7 @@ class TestMemoryStateMachine(StateMachineConformance):
 
 
 class TestStoringStateMachine(StateMachineConformance):
-    """The suite on the model with something like a disk: the rules of storage ask for no more than they say."""
+    """The suite on the model with storage of the simplest kind, which is enough for the rules of storage."""
 
     @pytest.fixture
     def state_machine(self) -> StoringStateMachine:
@@ -99,7 +99,7 @@ class TestStoringStateMachine(StateMachineConformance):
 
 @pytest.fixture(scope="module")
 def failed_tests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
-    """The names of the tests that each wrong state machine fails, by the name of its class."""
+    """Provide the names of the tests that each wrong state machine fails, by the name of its class."""
     report = tmp_path_factory.mktemp("suite") / "report.xml"
     files = [str(module.__file__) for module in WRONG_MACHINES]
     command = [sys.executable, "-m", "pytest", *files, "-q", "--tb=no", f"--junitxml={report}"]
@@ -122,14 +122,14 @@ def test_a_wrong_state_machine_is_found(name: str, failed_tests: dict[str, set[s
     assert FAULTS[name] <= failed_tests[name], f"{name} fails only {sorted(failed_tests[name])}"
 
 
-def test_no_rule_is_idle(failed_tests: dict[str, set[str]]) -> None:
+def test_every_rule_fails_for_some_wrong_state_machine(failed_tests: dict[str, set[str]]) -> None:
     """Each test of the suite fails for some wrong state machine."""
     rules = {name for name in dir(StateMachineConformance) if name.startswith("test_")}
     idle = rules - set().union(*failed_tests.values())
     assert not idle, f"no planted fault is found by {sorted(idle)}"
 
 
-def test_each_rule_says_itself() -> None:
+def test_the_docstring_of_each_rule_states_the_rule() -> None:
     """The docstring of each test of the suite begins with its rule, in one sentence on one line."""
     for name in dir(StateMachineConformance):
         if name.startswith("test_"):
@@ -138,7 +138,7 @@ def test_each_rule_says_itself() -> None:
 
 
 def test_without_pytest_the_import_says_what_to_install() -> None:
-    """``import fastsm.testing`` without pytest is an ImportError that names the extra."""
+    """``import fastsm.testing`` without pytest raises an ``ImportError`` that names the extra."""
     program = (
         "import sys\nsys.modules['pytest'] = None\nimport fastsm\n"
         "try:\n    import fastsm.testing\nexcept ImportError as error:\n    print(error)\n"
@@ -150,7 +150,7 @@ def test_without_pytest_the_import_says_what_to_install() -> None:
 
 
 def test_the_package_does_not_import_pytest() -> None:
-    """``import fastsm`` alone brings in neither pytest nor the suite."""
+    """``import fastsm`` alone imports neither pytest nor the suite."""
     program = "import sys, fastsm; print(sorted({'pytest', 'fastsm.testing'} & set(sys.modules)))"
     ended = subprocess.run(
         [sys.executable, "-c", program], cwd="/", capture_output=True, text=True, timeout=60, check=True

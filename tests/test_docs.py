@@ -1,4 +1,4 @@
-"""Docs are code: examples in README, docs and docstrings run."""
+"""The docs are tested: examples in README, docs and docstrings run, links work, and the reference is complete."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_examples_of_a_page_run(page: Path) -> None:
-    """Every `>>>` of a page gives what the page says."""
+    """Every `>>>` example of a page gives the output on the page."""
     result = doctest.testfile(str(page), module_relative=False, optionflags=doctest.ELLIPSIS)
     assert result.failed == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_of_python_without_prompts_compile(page: Path) -> None:
-    """What a page shows as Python is Python, also where it needs a cluster to run."""
+    """Blocks of Python on a page compile, even those that need a cluster to run."""
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         if ">>>" not in block:
             compile(textwrap.dedent(block), str(page), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
@@ -37,7 +37,7 @@ def test_blocks_of_python_without_prompts_compile(page: Path) -> None:
 
 @pytest.mark.parametrize("module", ["clock", "machine", "command"])
 def test_examples_of_a_module_run(module: str) -> None:
-    """Every `>>>` of a docstring gives what it says."""
+    """Every `>>>` example of a docstring gives its output."""
     found = importlib.import_module(f"fastsm.{module}")
     result = doctest.testmod(found, extraglobs={"fastsm": fastsm, **vars(fastsm)})
     assert result.attempted > 0
@@ -45,7 +45,7 @@ def test_examples_of_a_module_run(module: str) -> None:
 
 
 def test_the_version_is_that_of_the_installed_package() -> None:
-    """`fastsm.__version__` says what was installed."""
+    """`fastsm.__version__` is the version of the installed package."""
     assert fastsm.__version__ == version("fastsm")
 
 
@@ -54,10 +54,10 @@ def test_the_version_is_that_of_the_installed_package() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_of_a_page_lead_somewhere(page: Path) -> None:
-    """Every relative link names a file of the checkout, and a heading that the page has."""
+    """Every relative link names a file of the checkout, and a heading that the file has."""
     for target, heading in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")):
         if "fastsm/" in target and not (ROOT / "fastsm").is_dir():
-            continue  # the sources are out of the way: the installed package is tested
+            continue  # the sources are moved away: the installed package is tested
         there = page.parent / target if target else page
         assert there.exists(), f"{page.name} links to {target}"
         assert not heading or heading in headings_of(there), f"{page.name} links to {target}#{heading}"
@@ -105,13 +105,13 @@ SITE = r"https://fastsm\.github\.io/fastsm/([^#]*)"
 
 
 def test_links_of_the_readme_work_on_a_package_index() -> None:
-    """The README is shown where no other file is: links are absolute, and lead to files and pages that there are."""
+    """Links of the README, which is also shown without the other files, are absolute and name existing files."""
     targets = re.findall(r"\]\(([^)]+)\)", PAGES[0].read_text(encoding="utf-8"))
     assert targets
     for target in targets:
         source, page = re.match(SOURCES, target), re.match(SITE, target)
         assert source or page, target
-        if source and (ROOT / "fastsm").is_dir():  # else only the package is installed
+        if source and (ROOT / "fastsm").is_dir():  # otherwise only the package is installed
             assert (ROOT / source[1]).exists(), target
         if page:
             here = ROOT / "docs" / page[1].rstrip("/")
@@ -124,7 +124,7 @@ def test_links_of_the_readme_work_on_a_package_index() -> None:
 
 
 def test_importing_the_package_is_light() -> None:
-    """Who runs on threads does not pay for asyncio, and NumPy is imported by those who ask for arrays."""
+    """Importing fastsm imports neither asyncio, which only coroutines need, nor NumPy, which only arrays need."""
     heavy = ("numpy", "asyncio", "ssl", "tempfile", "zstandard", "rich", "typer", "pytest", "json")
     code = f"import sys, fastsm; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

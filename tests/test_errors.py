@@ -1,4 +1,4 @@
-"""Errors: one hierarchy, attributes for programs, and messages for people: expected, found, where, what to do."""
+"""Errors: one hierarchy, attributes for programs, and messages that say what was expected, found, where, what to do."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ BASES = {
 
 @pytest.mark.parametrize("error", BASES, ids=lambda error: error.__name__)
 def test_every_error_is_public_and_has_its_bases(error: type[Exception]) -> None:
-    """One base catches all; those about arguments are ValueErrors, those of the system OSErrors."""
+    """All errors have one base; those about arguments are also `ValueError`s, those of the system `OSError`s."""
     assert issubclass(error, FastsmError)
     assert error.__bases__ == BASES[error]
     assert getattr(fastsm, error.__name__) is error
@@ -65,19 +65,19 @@ def test_every_error_is_public_and_has_its_bases(error: type[Exception]) -> None
 
 
 def test_no_error_is_missing_here() -> None:
-    """Every error class of the package is public."""
+    """Every error class of the package is public, and the list above has no others."""
     found = {value for value in vars(fastsm.errors).values() if isinstance(value, type)}
     errors = {value for value in found if issubclass(value, BaseException)}
     assert errors == {getattr(fastsm, error.__name__) for error in errors}
     assert set(BASES) | {FastsmError} <= errors
 
 
-# Each case provokes one error; then: its attributes, and what its message must name.
+# Each case: the error, a function that provokes it, its attributes, and words that its message must contain.
 Case = tuple[type[Exception], Callable[[Path], Any], dict[str, Any], list[str]]
 
 
 def one_machine(use: Callable[[FastStateMachine], Any], **options: Any) -> Callable[[Path], Any]:
-    """Opens a machine with entry 1 of term 2 applied, and uses it."""
+    """Return a function that opens a machine with entry 1 of term 2 applied, and uses it."""
 
     def provoke(directory: Path) -> None:
         with FastStateMachine(directory, **options) as machine:
@@ -88,7 +88,7 @@ def one_machine(use: Callable[[FastStateMachine], Any], **options: Any) -> Calla
 
 
 def damaged(damage: Callable[[Path], Any], **options: Any) -> Callable[[Path], Any]:
-    """Closes a machine cleanly, damages its directory, and opens it."""
+    """Return a function that closes a machine cleanly, damages its directory, and opens it."""
 
     def provoke(directory: Path) -> None:
         one_machine(lambda machine: None)(directory)
@@ -196,7 +196,7 @@ def test_message_says_what_was_expected_and_found_and_where(name: str, directory
 
 
 def test_corruption_tells_expected_and_found_as_attributes(directory: Path) -> None:
-    """A program need not read prose."""
+    """A ``CorruptionError`` has path, offset, expected and found as attributes, and its message contains them."""
     with pytest.raises(CorruptionError) as caught:
         damaged(overwrite("CURRENT", 20, b"\xff"))(directory)
     error = caught.value
@@ -208,7 +208,7 @@ def test_corruption_tells_expected_and_found_as_attributes(directory: Path) -> N
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
 def test_storage_error_is_an_os_error_with_the_systems_errno(code: int, directory: Path) -> None:
-    """errno, strerror and filename as for any OSError; the system's own error is the cause; and what was done."""
+    """The error has errno, strerror and filename, the system's own error as its cause, and says what failed."""
     disk = Disk()
     machine = FastStateMachine(directory, _files=disk.files)
     machine.apply([Entry(1, 1, fastsm.noop())])
@@ -243,7 +243,7 @@ def test_storage_error_is_an_os_error_with_the_systems_errno(code: int, director
     ids=lambda error: type(error).__name__,
 )
 def test_errors_can_be_sent_to_another_process(error: Exception) -> None:
-    """A pickled error comes back with its message and its attributes: process pools send errors so."""
+    """A pickled error keeps its class, message and attributes, as a process pool needs."""
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error)
     assert str(again) == str(error)
@@ -252,7 +252,7 @@ def test_errors_can_be_sent_to_another_process(error: Exception) -> None:
 
 
 def test_log_id_and_entry_are_tuples_with_names() -> None:
-    """LogId(0, 0) is the default, and both compare as what they are."""
+    """``LogId()`` is ``LogId(0, 0)``, and both types compare as tuples."""
     assert LogId() == LogId(0, 0) == (0, 0)
     assert LogId(2, 1) < LogId(3, 1)
     assert Entry(1, 2, b"c") == (1, 2, b"c")

@@ -1,4 +1,4 @@
-"""The examples run, as their first lines say, and as fast as a reader would like."""
+"""The examples run as their first lines say, within seconds."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ RUNS = [
 
 
 def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # Not in the checkout, and without the examples' folder in front of everything but for imports of their own.
+    # Outside of the checkout, with the examples' folder on the path only for imports of their own.
     command = [sys.executable, "-W", "error", *arguments]
     return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.parametrize(("name", "size", "says"), RUNS, ids=[name for name, _, _ in RUNS])
 def test_an_example_runs(tmp_path: Path, name: str, size: str, says: str) -> None:
-    """It ends well, says what it should, and warns of nothing."""
+    """An example ends without an error, prints what it should, and causes no warning."""
     if name == "metrics.py" and importlib.util.find_spec("prometheus_client") is None:
         pytest.skip("prometheus_client is not installed")
     if name == "web_workers.py" and importlib.util.find_spec("uvicorn") is None:
@@ -44,12 +44,12 @@ def test_an_example_runs(tmp_path: Path, name: str, size: str, says: str) -> Non
 
 
 def test_every_example_is_run() -> None:
-    """A new example has to be listed above."""
+    """Every example is listed above, so that it is run."""
     assert {path.name for path in EXAMPLES.glob("*.py")} == {name for name, _, _ in RUNS}
 
 
-def test_the_state_machine_of_another_make_conforms(tmp_path: Path) -> None:
-    """Its own test file, run as its readers would, passes."""
+def test_the_state_machine_of_the_example_conforms(tmp_path: Path) -> None:
+    """The test file of the example's own state machine passes, run as a reader would run it."""
     done = run(tmp_path, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", str(EXAMPLES / "own_state_machine"))
     assert done.returncode == 0, done.stdout
     skipped = [line for line in done.stdout.splitlines() if line.startswith("SKIPPED")]

@@ -1,4 +1,4 @@
-"""Builds of Python without the GIL: fastsm does not claim to go without, so the interpreter switches it on."""
+"""Builds of Python without the GIL: fastsm does not claim to work without it, so the interpreter switches it on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 
 def test_no_module_says_that_it_needs_no_gil() -> None:
-    """Reads run next to writes only under the GIL: a module that declared otherwise would be wrong."""
+    """No module declares that it can run without the GIL, which protects reads during writes."""
     sources = [*PACKAGE.rglob("*.pyx"), *PACKAGE.rglob("*.pxd"), *PACKAGE.parent.glob("setup.py")]
     assert sources
     for source in sources:
@@ -25,7 +25,7 @@ def test_no_module_says_that_it_needs_no_gil() -> None:
 
 @pytest.mark.skipif(not FREE_THREADED, reason="this Python always has the GIL")
 def test_importing_switches_the_gil_on() -> None:
-    """It says so in a warning, and goes on with the GIL."""
+    """Importing fastsm warns that it needs the GIL, and continues with it."""
     program = "import sys, fastsm; print(sys._is_gil_enabled())"
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True,

@@ -1,4 +1,4 @@
-"""Rules of the tests' own house."""
+"""Rules for the tests themselves."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 
-# Those of the standard library. PySyncObj's own names begin with an underscore: its folder is left out.
+# Private names of the standard library. Tests of PySyncObj are left out: its names begin with an underscore.
 FOREIGN = {"_asdict", "_clear_type_cache", "_exit", "_fut_waiter", "_library", "_make", "_replace"}
 FILES = sorted(path for path in TESTS.rglob("test_*.py") if path.parent.name != "integrations")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_private_names_are_reached_through_one_module(path: Path) -> None:
-    """A test looks inside of the package through `support/inside.py` alone, so that a name is changed in one place."""
+    """Tests use private names only through `support/inside.py`, so that a renamed one is changed in one place."""
     found = [
         f"line {node.lineno}: {ast.unparse(node)}" for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")

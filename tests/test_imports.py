@@ -1,4 +1,4 @@
-"""Imports: they run downward only, and an unbuilt checkout says so or steps aside."""
+"""Imports run downward only; an unbuilt checkout says what to do, or lets the installed package be imported."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if not PACKAGE.is_dir():
 SOURCES = sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".pyx", ".pxd", ".pyi"))
 
 
-FOLDERS_OF_EQUALS = ("integrations", "cli", "testing")  # the docstring lists them whole
+FOLDERS_OF_EQUALS = ("integrations", "cli", "testing")  # the docstring lists the folder, not its modules
 
 
 def module_name(path: Path) -> str:
-    """`core.state` for fastsm/core/state.pyx, `testing` for fastsm/testing/__init__.py."""
+    """Return a file's module: `core.state` for fastsm/core/state.pyx, `testing` for fastsm/testing/__init__.py."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def listed_name(module: str) -> str:
-    """The name under which the docstring lists a module: its own, or that of a folder that is listed whole."""
+    """Return the name under which the docstring lists a module: its own, or that of its folder."""
     top = module.partition(".")[0]
     return top if top in FOLDERS_OF_EQUALS else module
 
@@ -40,7 +40,7 @@ FOLDERS = {name for name in MODULES if (PACKAGE / name).is_dir()} - set(FOLDERS_
 
 
 def reading_order() -> list[str]:
-    """The modules in the order of the list in the package's docstring; a folder stands before what is in it."""
+    """Return the modules in the order of the package's docstring; a folder comes before its modules."""
     docstring = ast.get_docstring(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8")))
     assert docstring is not None
     order, folder = [], ""
@@ -53,10 +53,10 @@ def reading_order() -> list[str]:
     return order
 
 
-# ---- what is imported where --------------------------------------------------------------------------
+# ---- imports between modules -------------------------------------------------------------------------
 
 def imports_of(path: Path) -> Iterator[str]:
-    """Every module of this package that a source imports; the package itself is ''."""
+    """Yield every module of this package that a source file imports; the package itself is ''."""
     source = path.read_text(encoding="utf-8")
     found = imports_in_python(ast.parse(source)) if path.suffix in (".py", ".pyi") else imports_in_cython(source)
     for module, names in found:
@@ -77,7 +77,7 @@ def imports_in_python(node: ast.AST) -> Iterator[tuple[str, list[str]]]:
             assert child.level == 0, "imports name the package"
             yield child.module or "", [alias.name for alias in child.names]
         elif isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
-            continue  # for people and type checkers, not for the interpreter
+            continue  # the interpreter does not run imports under TYPE_CHECKING
         else:
             yield from imports_in_python(child)
 
@@ -93,15 +93,15 @@ def imports_in_cython(source: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def test_docstring_lists_every_module() -> None:
-    """The reading order in the package's docstring names each module once, and none that is not there."""
+    """The reading order in the package's docstring names each module once, and no module that does not exist."""
     assert sorted(reading_order()) == sorted({listed_name(name) for name in MODULES} - {"__main__"})
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_run_downward_only(path: Path) -> None:
-    """A module imports only what the reading order names before it, and so a folder only folders before it."""
+    """A module imports only modules that the reading order names before it, and so a folder only earlier folders."""
     order = reading_order()
-    # Whatever imports the package itself needs everything that the package imports.
+    # A module that imports the package itself needs everything that the package imports.
     whole = max(order.index(name) for name in imports_of(PACKAGE / "__init__.py"))
 
     def rank(module: str) -> int:
@@ -129,7 +129,7 @@ def test_a_folder_says_what_it_is_for(folder: str) -> None:
 
 
 def test_imports_are_seen() -> None:
-    """The reading of sources finds the imports that are known to be there, of each form."""
+    """The parser of sources finds known imports of each form."""
     assert {"command", "lookup.terms"} <= set(imports_of(PACKAGE / "core" / "chunk.pxd"))
     assert {"errors", "disk.format", "disk.files"} <= set(imports_of(PACKAGE / "generation" / "log.pyx"))
     assert {"core.engine", "types"} <= set(imports_of(PACKAGE / "machine.py"))
@@ -146,7 +146,7 @@ def test_imports_are_seen() -> None:
 
 @pytest.fixture
 def unbuilt(tmp_path: Path) -> Path:
-    """A checkout in which nothing was compiled."""
+    """Provide a checkout in which nothing was compiled."""
     compiled = shutil.ignore_patterns("*.so", "*.c", "*.html", "__pycache__")
     shutil.copytree(PACKAGE, tmp_path / "checkout" / "fastsm", ignore=compiled)
     (tmp_path / "checkout" / "tests").mkdir()
@@ -155,7 +155,7 @@ def unbuilt(tmp_path: Path) -> Path:
 
 
 def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """This interpreter in a folder, with that folder on its path as it is by default."""
+    """Run this interpreter in a folder, with that folder on its path, as it is by default."""
     removed = ("PYTHONPATH", "PYTHONSAFEPATH", "PYTEST_ADDOPTS")
     environment = {name: value for name, value in os.environ.items() if name not in removed}
     command = [sys.executable, *arguments]
@@ -163,7 +163,7 @@ def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
 
 
 def test_an_unbuilt_checkout_says_what_to_do(unbuilt: Path) -> None:
-    """Importing what is not compiled is an ImportError that names the folder and the ways out."""
+    """Importing an uncompiled package raises an ``ImportError`` that names the folder and says what to do."""
     if any(getattr(finder, "__module__", "").startswith("__editable__") for finder in sys.meta_path):
         pytest.skip("an editable install lends its compiled modules to any checkout")
     ran = run_python(unbuilt, "-c", "import fastsm")
@@ -176,7 +176,7 @@ def test_an_unbuilt_checkout_says_what_to_do(unbuilt: Path) -> None:
 
 
 def test_tests_in_an_unbuilt_checkout_take_the_installed_package(unbuilt: Path, tmp_path: Path) -> None:
-    """`python -m pytest` puts the checkout first on the path; the tests still take what is installed."""
+    """The tests import the installed package, although `python -m pytest` puts the checkout first on the path."""
     (tmp_path / "elsewhere").mkdir()
     is_missing = "import importlib.util as u, sys; sys.exit(u.find_spec('fastsm') is None)"
     if run_python(tmp_path / "elsewhere", "-c", is_missing).returncode:

@@ -1,8 +1,8 @@
 """The lock of ``examples/recipes`` on a cluster whose leaders are killed and whose clocks are minutes apart.
 
 The cluster is simulated: one committed log, replicas of both kinds that apply it, and a leader that may be killed with
-proposals under way: they are lost, or committed without anybody being told. Each replica and each client has a clock
-of its own. Judged is the log alone, entry by entry, on a machine that nobody else touches.
+proposals in flight, which are then lost, or committed without an answer. Each replica and each client has a clock of
+its own. The judge looks only at the log, entry by entry, on a machine of its own.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ KEY = lock.lock_key("disk")
 
 
 class Unknown(Exception):
-    """Nobody can say whether the proposal was committed."""
+    """It is unknown whether the proposal was committed."""
 
 
 class Replica:
-    """One node: a machine of either kind, and a clock that is off."""
+    """One node: a machine of either kind, and a wrong clock."""
 
     def __init__(self, path: Path | None, offset: int) -> None:
         self.path = path
@@ -41,7 +41,7 @@ class Replica:
         self.open()
 
     def open(self) -> None:
-        """After a kill: what is stored is there again, or, without a directory, nothing is."""
+        """Open the machine after a kill: with its stored state or, without a directory, empty."""
         if self.path is None:
             self.machine: Any = MemoryStateMachine(procedures=lock.PROCEDURES)
         else:
@@ -49,7 +49,7 @@ class Replica:
         self.clock = Clock(self.machine, interval_ms=500, now=lambda: self.now + self.offset)
 
     def follow(self, log: list[Entry], up_to: int) -> list[Any]:
-        """Applies what is committed up to an index; the results of what is new."""
+        """Apply committed entries up to an index; return the results of new ones."""
         return list(self.machine.apply(log[self.machine.last_applied().index : up_to]))
 
     def close(self) -> None:
@@ -58,7 +58,7 @@ class Replica:
 
 
 class Cluster:
-    """A committed log, and who leads."""
+    """A committed log, its replicas, and which of them leads."""
 
     def __init__(self, tmp_path: Path, dice: random.Random) -> None:
         self.dice = dice
@@ -88,7 +88,7 @@ class Cluster:
         return self.leader.follow(self.log, len(self.log))[-1]
 
     def propose(self, command: bytes) -> Any:
-        """What a client does; the leader may be killed before, or after the command was committed."""
+        """Propose a command; the leader may be killed before or after the command is committed."""
         if self.dice.random() < 0.06:
             committed = self.dice.random() < 0.5
             if committed:
@@ -99,7 +99,7 @@ class Cluster:
         return self.commit(command)
 
     def kill(self) -> None:
-        """The leader dies and comes back later in the log; another one leads."""
+        """Kill the leader, which will come back later; another replica leads."""
         self.counts["kills"] += 1
         self.leader.close()
         self.leader.open()
@@ -113,7 +113,7 @@ class Cluster:
 
 
 class Client(Holder):
-    """Wants the lock, works under it, and believes its own clock."""
+    """A client that takes the lock, writes under it, and believes its own clock."""
 
     def __init__(self, cluster: Cluster, name: str, offset: int) -> None:
         super().__init__(LEASE)
@@ -150,7 +150,7 @@ class Client(Holder):
 
 
 def judge(log: list[Entry]) -> Counter[str]:
-    """Goes through the log: who holds the lock after each entry, and with which token each write came."""
+    """Check the log: which client holds the lock after each entry, and with which token each write came."""
     machine = MemoryStateMachine(procedures=lock.PROCEDURES)
     counts: Counter[str] = Counter()
     holder: tuple[bytes, int] | None = None
@@ -177,7 +177,7 @@ def judge(log: list[Entry]) -> Counter[str]:
 
 
 def play(path: Path, seed: int) -> tuple[Counter[str], Counter[str]]:
-    """A cluster with four clients, for some minutes; what happened to them, and what the log says."""
+    """Run a cluster with four clients for some simulated minutes; return the clients' counts and the judge's."""
     dice = random.Random(seed)
     cluster = Cluster(path, dice)
     clients: list[Client] = []
@@ -200,9 +200,9 @@ def play(path: Path, seed: int) -> tuple[Counter[str], Counter[str]]:
 
 
 def test_never_two_holders(tmp_path: Path) -> None:
-    """By the log's order a lock is granted when nobody has it, tokens rise, and only its holder writes.
+    """By the log's order the lock is only granted when it is free, tokens rise, and only its holder writes.
 
-    Clients whose clocks are minutes apart do believe at times that two of them have it: fencing is what they need.
+    Clients whose clocks are minutes apart believe at times that two of them hold it, which is why they need fencing.
     """
     happened, judged = Counter[str](), Counter[str]()
     for seed in range(SEEDS):
@@ -217,7 +217,7 @@ def test_never_two_holders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["no condition", "clock of the proposer"])
 def test_a_lock_that_is_wrong_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    """One that writes without its token, and one that is taken over once its holder is late by the client's clock."""
+    """The judge finds a lock that writes without its token, and one that can be taken by a client's clock."""
     if fault == "no condition":
         monkeypatch.setattr(lock.Lock, "write", lambda self, *commands: bool(self._propose(fastsm.batch(commands))))
     else:

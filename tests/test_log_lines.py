@@ -26,7 +26,7 @@ def handler(written: io.BytesIO) -> logging.Handler:
 
 
 def test_a_path_that_is_not_utf_8_loses_no_line(tmp_path: Path, written: io.BytesIO, handler: logging.Handler) -> None:
-    """Opening, a snapshot and a torn tail are told, the path's odd byte escaped."""
+    """Log lines of an opening, a snapshot and a torn tail are written, with the path's invalid byte escaped."""
     logger = logging.getLogger("fastsm")
     path = os.fsencode(tmp_path) + b"/stat\xe9"
     level = logger.level
@@ -47,7 +47,7 @@ def test_a_path_that_is_not_utf_8_loses_no_line(tmp_path: Path, written: io.Byte
 
 
 def test_arguments_errors_and_tracebacks_are_escaped(written: io.BytesIO, handler: logging.Handler) -> None:
-    """Wherever the odd byte is: in an argument, in an error's message, in a traceback; the rest is as it was."""
+    """An invalid byte in an argument, an error's message or a traceback is escaped; other text is unchanged."""
     logger = logging.Logger("test")
     logger.addFilter(EncodableLines())
     logger.addHandler(handler)

@@ -1,4 +1,4 @@
-"""Long work leaves the GIL alone, and its caller serves signals, progress and whatever ends it."""
+"""Long work runs without the GIL, while its caller handles signals, progress and interruptions."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ import fastsm
 from fastsm.long_work import SHORT_BYTES, Work, run_long
 
 LONG = SHORT_BYTES
-TAKES = 4  # and one more for each GiB
+TAKES = 4  # how often work may take the GIL; once more for each GiB
 VALUE = bytes(200 << 10)
 
 
 def nothing(done: int = 0) -> None:
-    """A tick that lets everything go on."""
+    """Do nothing: a tick that lets the work continue."""
 
 
 class Enough(Exception):
-    """Raised by ticks."""
+    """The error that ticks raise."""
 
 
 def test_short_work_is_done_by_its_caller_and_long_work_by_a_thread() -> None:
-    """A thread would cost more than short work takes."""
+    """Work below the limit runs in its caller's thread, because a thread would cost more; long work in another."""
     threads = [run_long(lambda work: threading.get_ident(), nothing, size) for size in (0, LONG - 1, LONG)]
     assert threads[:2] == [threading.get_ident()] * 2
     assert threads[2] != threading.get_ident()
 
 
 @pytest.mark.parametrize("size", [0, LONG], ids=["short", "long"])
-def test_what_work_returns_or_raises_is_its_callers(size: int) -> None:
-    """Also where it was done by another thread."""
+def test_the_caller_gets_the_works_result_or_error(size: int) -> None:
+    """The caller gets the work's result or error, even if another thread did the work."""
 
     def fail(work: Work) -> None:
         raise Enough
@@ -47,7 +47,7 @@ def test_what_work_returns_or_raises_is_its_callers(size: int) -> None:
 @pytest.mark.parametrize("error", [Enough, KeyboardInterrupt])
 @pytest.mark.parametrize("size", [0, LONG], ids=["short", "long"])
 def test_a_tick_that_raises_ends_the_work_and_waits_for_its_end(size: int, error: type[BaseException]) -> None:
-    """Nothing goes on after the caller has its error: what the work uses may be given back then."""
+    """The caller gets the tick's error only after the work has ended, so that its resources may be released."""
     over: list[bool] = []
 
     def endless(work: Work) -> None:
@@ -67,7 +67,7 @@ def test_a_tick_that_raises_ends_the_work_and_waits_for_its_end(size: int, error
 
 
 def test_a_tick_is_told_how_far_the_work_is() -> None:
-    """The last call has what the work told last."""
+    """Ticks get rising numbers, and the last call gets the last one that the work reported."""
     told: list[int] = []
 
     def work_on(work: Work) -> None:
@@ -79,8 +79,8 @@ def test_a_tick_is_told_how_far_the_work_is() -> None:
     assert told == sorted(told)
 
 
-def test_where_no_thread_can_be_had_the_caller_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As short work."""
+def test_without_a_thread_the_caller_does_long_work_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long work runs in its caller's thread if no thread can be started."""
 
     def refuse(function: object) -> None:
         raise RuntimeError("can't start new thread")
@@ -91,7 +91,7 @@ def test_where_no_thread_can_be_had_the_caller_does_it(monkeypatch: pytest.Monke
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Work]]:
-    """The long works of each module that does such."""
+    """Provide the long works that each module starts, recorded in a dict."""
     works: dict[str, list[Work]] = {}
     modules = ("snapshot.writer", "lookup.index", "generation.recovery", "core.frozen")
 
@@ -119,7 +119,7 @@ def fill(machine: fastsm.FastStateMachine, mebibytes: int) -> None:
 def test_the_gil_is_taken_as_often_whatever_the_size(
     tmp_path: Path, counted: dict[str, list[Work]], mebibytes: int
 ) -> None:
-    """Snapshot, base, index, columns and recovery: no step comes back for the GIL more often where more is to do."""
+    """Snapshot, base, index, columns and recovery do not take the GIL more often for a larger state."""
     with fastsm.FastStateMachine(tmp_path / "a", auto_compact=False) as machine:
         fill(machine, mebibytes)
         machine.write_snapshot(tmp_path / "snapshot")
@@ -137,12 +137,12 @@ def test_the_gil_is_taken_as_often_whatever_the_size(
             assert machine.get(b"key 7") == wanted
     assert set(counted) == {"snapshot.writer", "lookup.index", "generation.recovery", "core.frozen"}
     for module, works in counted.items():
-        # One take is that of the thread's start.
+        # The thread's start is one more take.
         assert max(work.takes for work in works) + 1 <= TAKES, module
 
 
 def test_progress_can_end_a_long_snapshot(tmp_path: Path) -> None:
-    """What it raises comes out, an older snapshot stays, and nothing else does."""
+    """The error that `progress` raises ends the snapshot and leaves no file; the next snapshot is whole."""
     with fastsm.FastStateMachine(tmp_path / "state", auto_compact=False) as machine:
         fill(machine, 20)
 

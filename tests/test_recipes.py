@@ -1,4 +1,4 @@
-"""The recipes in ``examples/recipes``: they run as they say, on both machines, and keep what they promise."""
+"""The recipes in ``examples/recipes`` run as their docstrings say, on both machines, and keep their promises."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ def propose(machine: Machine) -> Callable[[bytes], Any]:
 
 
 def test_every_recipe_is_tested() -> None:
-    """A new one has to be listed above."""
+    """Every recipe is listed above, so that it is tested."""
     assert sorted(path.stem for path in RECIPES.glob("*.py")) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_runs_as_it_says(name: str) -> None:
-    """Every `>>>` of its docstring gives what it says."""
+    """Every `>>>` example in a recipe's docstring gives its output."""
     result = doctest.testmod(recipe(name), extraglobs={"fastsm": fastsm})
     assert result.attempted > 3
     assert result.failed == 0
 
 
 def test_what_recipes_call_is_the_same_everywhere() -> None:
-    """Each procedure depends on nothing but its payload and the state."""
+    """Each procedure of a recipe depends only on its payload and the state."""
     balances = {b"account/a": b"10", b"account/b": b"0"}
     transfers = [json.dumps(["a", "b", amount]).encode() for amount in (7, 7, 3)]
     assert [answer.ok for answer in check_procedure(bank.transfer, transfers, balances, processes=2)] == [
@@ -65,7 +65,7 @@ def test_what_recipes_call_is_the_same_everywhere() -> None:
 
 
 def test_the_counter_counts_once(machine: Machine, propose: Callable[[bytes], Any]) -> None:
-    """Two clients that ask again at random come to the sum of their additions."""
+    """If two clients repeat additions at random, the counter has the sum of the additions, each once."""
     dice = random.Random(1)
     clients = [counter.Counter(propose, b"n") for _ in range(2)]
     total = 0
@@ -90,7 +90,7 @@ def test_the_counter_never_takes_a_number_again(machine: Machine, propose: Calla
 
 
 def test_ids_are_unique(propose: Callable[[bytes], Any]) -> None:
-    """Of any number of clients, in blocks of any size, of which some are killed."""
+    """Ids are unique for any number of clients, some of them killed, and blocks of any size."""
     dice = random.Random(2)
     clients = [unique_ids.UniqueIds(propose, b"ids", block=dice.randrange(1, 9)) for _ in range(5)]
     drawn = []
@@ -103,13 +103,13 @@ def test_ids_are_unique(propose: Callable[[bytes], Any]) -> None:
     propose(fastsm.put(b"ids", b"no number"))
     with pytest.raises(ValueError, match="not a number"):
         next(unique_ids.UniqueIds(propose, b"ids"))
-    for block in (0, -3):  # would give no ids, or give back those of others
+    for block in (0, -3):  # these would return no ids, or those of others
         with pytest.raises(ValueError, match="1 or more"):
             unique_ids.UniqueIds(propose, b"ids", block=block)
 
 
 def test_no_money_is_made_or_lost(machine: Machine, propose: Callable[[bytes], Any]) -> None:
-    """Whatever is transferred, and however often it is asked for; no account is below zero."""
+    """The sum of all accounts stays the same, and none is below zero, whatever is transferred or repeated."""
     dice = random.Random(3)
     names = ["a", "b", "c"]
     propose(fastsm.put_many([b"account/" + name.encode() for name in names], [b"100"] * 3))
@@ -131,7 +131,7 @@ def test_no_money_is_made_or_lost(machine: Machine, propose: Callable[[bytes], A
 
 
 def test_the_limit_is_kept_in_every_window(propose: Callable[[bytes], Any]) -> None:
-    """However requests and ticks are spread, at most so many are allowed before the window's end."""
+    """However requests and ticks are spread, no more than the limit are allowed before the window's end."""
     if not hasattr(FastStateMachine, "clock"):
         pytest.skip("FastStateMachine has no clock")
     dice = random.Random(4)
@@ -156,7 +156,7 @@ def test_the_limit_is_kept_in_every_window(propose: Callable[[bytes], Any]) -> N
 def test_jobs_are_done_in_order_and_none_is_lost(
     machine: Machine, propose: Callable[[bytes], Any], seed: int
 ) -> None:
-    """Workers die at random: what they had is claimed again after a tick, each job is acknowledged by one worker."""
+    """If workers die at random, their jobs are claimed again after a tick; each job is acknowledged by one worker."""
     if not hasattr(machine, "clock"):
         pytest.skip("it has no clock")
     dice = random.Random(seed)

@@ -1,4 +1,4 @@
-"""What `inspect.signature`, `help` and editors show of the public names is what can be called."""
+"""Signatures: `inspect.signature`, `help` and editors show how the public names can be called."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BUILTIN = (object, BaseException, Exception, ValueError, OSError, RuntimeError, 
 
 
 def public_callables() -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Every public function and class, and every public method that fastsm itself has written."""
+    """Yield every public function and class, and every public method that fastsm itself defines."""
     for name in fastsm.__all__:
         value = getattr(fastsm, name)
         if not callable(value):
@@ -41,7 +41,7 @@ COMPILED = {
 
 @pytest.mark.parametrize("name", CALLABLES)
 def test_every_public_name_has_a_signature_without_private_parameters(name: str) -> None:
-    """`inspect.signature` works, and shows nothing that only tests of fastsm use."""
+    """`inspect.signature` works, and shows no parameter that only fastsm's own tests use."""
     signature = inspect.signature(CALLABLES[name])
     assert not [parameter for parameter in signature.parameters if parameter.startswith("_")]
 
@@ -75,14 +75,14 @@ def test_a_compiled_call_takes_its_arguments_as_its_signature_says(
         said = ""
         try:
             function(**{parameter.name: object()})
-        except Exception as error:  # which one depends on what else is missing
+        except Exception as error:  # its class depends on the other missing arguments
             said = str(error)
         refused = "takes no keyword arguments" in said or f"unexpected keyword argument '{parameter.name}'" in said
         assert refused == (parameter.kind is POSITIONAL_ONLY), f"{name}({parameter}): {said}"
 
 
 def shape(function: Callable[..., Any]) -> list[tuple[str, Any]]:
-    """The names of the parameters, and how each of them is passed; `self` aside."""
+    """Return the name and the kind of each parameter, except `self`."""
     return [(p.name, p.kind) for p in inspect.signature(function).parameters.values() if p.name != "self"]
 
 

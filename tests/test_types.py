@@ -1,4 +1,4 @@
-"""The small values: metadata of a snapshot on the wire; changes and entries."""
+"""The small values: a snapshot's metadata as bytes; changes and entries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ METADATA = SnapshotMetadata(LogId(7, 2**64 - 2), bytes(range(32)))
 
 
 def test_metadata_comes_back_from_its_bytes() -> None:
-    """Any index, term and checksum, from any buffer; 64 bytes."""
+    """Metadata with any index, term and checksum become 64 bytes, and are read back from any buffer."""
     for log_id in (LogId(7, 2), LogId(0, 0), LogId(2**64 - 1, 0)):
         metadata = SnapshotMetadata(log_id, b"x" * 32)
         data = metadata.to_bytes()
@@ -27,7 +27,7 @@ def test_metadata_comes_back_from_its_bytes() -> None:
 
 
 def test_the_bytes_are_those_of_the_page_of_formats() -> None:
-    """Magic, version, index, term, checksum, then eight bytes of BLAKE3 over all of them; a test vector."""
+    """The bytes are the test vector: magic, version, index, term, checksum, and eight bytes of BLAKE3 of those."""
     assert METADATA.to_bytes().hex() == (
         "46534d4d00000000" "0700000000000000" "feffffffffffffff"
         "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f" "aecf290194962349"
@@ -36,7 +36,7 @@ def test_the_bytes_are_those_of_the_page_of_formats() -> None:
 
 @pytest.mark.parametrize("bit", range(512))
 def test_a_flipped_bit_is_found(bit: int) -> None:
-    """Whichever of the 512 bits it is: ``SnapshotFormatError``."""
+    """Each of the 512 bits, if flipped, gives a ``SnapshotFormatError``."""
     data = bytearray(METADATA.to_bytes())
     data[bit // 8] ^= 1 << bit % 8
     with pytest.raises(SnapshotFormatError):
@@ -44,14 +44,14 @@ def test_a_flipped_bit_is_found(bit: int) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 63, 65, 128])
-def test_another_size_is_refused(size: int) -> None:
-    """It says how many bytes were expected and found."""
+def test_metadata_of_another_size_is_refused(size: int) -> None:
+    """Metadata of another size is refused; the error says how many bytes were expected and found."""
     with pytest.raises(SnapshotFormatError, match=f"expected 64 bytes, found {size}"):
         SnapshotMetadata.from_bytes((METADATA.to_bytes() * 2)[:size])
 
 
 def test_a_later_version_says_so() -> None:
-    """With a right checksum it is another release's: ``FormatVersionError``."""
+    """Bytes of another version with a correct checksum give a ``FormatVersionError``, not corruption."""
     import blake3  # noqa: PLC0415
 
     fields = bytearray(METADATA.to_bytes()[:56])
@@ -63,20 +63,20 @@ def test_a_later_version_says_so() -> None:
 @pytest.mark.parametrize("metadata", [
     SnapshotMetadata(LogId(1, 1), bytes(31)), SnapshotMetadata(LogId(-1, 1), bytes(32)),
     SnapshotMetadata(LogId(1, 2**64), bytes(32))])
-def test_what_is_no_metadata_has_no_bytes(metadata: SnapshotMetadata) -> None:
-    """A checksum of another size, or numbers beyond 64 bits, are a ``ValueError``."""
+def test_invalid_metadata_cannot_be_encoded(metadata: SnapshotMetadata) -> None:
+    """A checksum of another size, or a number outside of 64 bits, gives a ``ValueError``."""
     with pytest.raises(ValueError, match="expected"):
         metadata.to_bytes()
 
 
 def test_changes_and_entries_are_named_tuples_that_the_collector_need_not_look_at(tmp_path: Path) -> None:
-    """What compiled code makes is as if Python had made it, but for the collector, which is not told of it."""
+    """Tuples made by compiled code behave like those made by Python, except that the collector does not track them."""
     with fastsm.FastStateMachine(tmp_path / "state") as machine, fastsm.RaftLog(tmp_path / "log") as log:
         machine.apply([(1, 7, fastsm.put(b"key", b"value")), (2, 7, fastsm.delete(b"key"))])
         log.append([(1, 7, b"command")])
         told, found = machine.watch(start=1).read(), log.entries(1, 1)
         references = sys.getrefcount(fastsm.Change) + sys.getrefcount(fastsm.Entry)
-        for _ in range(1000):  # each that goes gives the reference to its class back
+        for _ in range(1000):  # each tuple that is freed releases its reference to its class
             machine.watch(start=1).read()
             log.entries(1, 1)
         assert abs(sys.getrefcount(fastsm.Change) + sys.getrefcount(fastsm.Entry) - references) < 1000

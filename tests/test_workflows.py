@@ -1,4 +1,4 @@
-"""The workflows of CI: what they run is pinned, what they upload exists, and they cover what the package promises."""
+"""The workflows of CI: their actions are pinned, their uploads exist, and they cover the promised versions."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
-# A checkout has them; a source distribution and a wheel's tests do without.
+# Only a checkout has workflows; a source distribution and the tests of a wheel do not.
 pytestmark = pytest.mark.skipif(not WORKFLOWS, reason="not a checkout: there is no .github folder")
 
 
 @pytest.fixture(params=WORKFLOWS, ids=lambda path: path.name)
 def workflow(request: pytest.FixtureRequest) -> str:
-    """The text of each workflow."""
+    """Provide the text of each workflow."""
     path: Path = request.param
     return path.read_text(encoding="utf-8")
 
 
 def steps_of(workflow: str) -> list[str]:
-    """The steps that use an action, each with its inputs."""
+    """Return the steps that use an action, each with its inputs."""
     return [step for step in re.split(r"(?m)^ +- (?=\w)", workflow) if "uses: " in step]
 
 
 def test_every_action_is_pinned_by_the_hash_of_a_commit(workflow: str) -> None:
-    """A tag of an action can be moved to other code; a hash cannot. The release that it stands for is a comment."""
+    """Each action is pinned by a hash, which, unlike a tag, cannot be moved; a comment names its release."""
     for step in steps_of(workflow):
         assert re.search(r"uses: [\w-]+/[\w.-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+$", step, re.MULTILINE), step
 
@@ -41,7 +41,7 @@ def test_every_workflow_limits_what_runs_at_the_same_time(workflow: str) -> None
 
 
 def test_an_upload_from_a_hidden_folder_includes_hidden_files(workflow: str) -> None:
-    """The upload action leaves out what lies in a folder whose name begins with a dot unless it is told otherwise."""
+    """Uploads from a folder whose name begins with a dot, and only those, include hidden files."""
     for step in steps_of(workflow):
         if "actions/upload-artifact" in step:
             hidden = re.search(r"path: (.*/)?\.\w", step) is not None
@@ -64,7 +64,7 @@ def test_the_tests_run_on_every_python_that_is_promised() -> None:
 
 
 def test_the_notes_of_a_release_are_its_section_of_the_changelog() -> None:
-    """The script of the release workflow prints the section of a version, and fails where there is none."""
+    """The script of the release workflow prints the section of a version, and fails if there is none."""
     script = str(ROOT / ".github" / "release_notes")
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     section = re.search(r"(?ms)^## (\S+).*?\n(.*?)(?=^## |\Z)", changelog)

@@ -1,6 +1,6 @@
-"""Other stores, made to do a state machine's work with their fastest honest settings.
+"""Other stores that do a state machine's work, with the fastest settings that keep the same promises.
 
-Each comes with the extra `peers`; one whose package is missing is left out.
+The extra `peers` installs their packages; a store whose package is missing is left out.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Peer(ABC):
 
     @abstractmethod
     def apply(self, pairs: Pairs) -> None:
-        """One committed chunk: all or none, visible to readers; durable with `flush`."""
+        """Apply one committed chunk, all or nothing: visible to readers on return, durable after `flush`."""
 
     @abstractmethod
     def flush(self) -> None: ...
@@ -42,7 +42,7 @@ class Peer(ABC):
     def close(self) -> None: ...
 
     def snapshot(self, target: Path) -> None:
-        """The whole state into a new directory, durable."""
+        """Write the whole state into a new directory, durably."""
         raise NotImplementedError
 
 
@@ -53,7 +53,7 @@ def open_peer(name: str, directory: Path) -> Peer:
 
 
 def available() -> list[str]:
-    """The names of the peers that can be imported."""
+    """Return the names of the peers that can be imported."""
     found = []
     for name, module in MODULES.items():
         try:

@@ -1,6 +1,6 @@
-"""Stores that keep keys in order, for `bench_order`: the same few calls on each.
+"""Stores that keep keys in order, for `bench_order`, with the same few methods each.
 
-Only fastsm and LMDB keep anything on disk; LMDB's calls are all within one write transaction, which is never committed.
+Only fastsm and LMDB use the disk; all of LMDB's calls are in one write transaction, which is never committed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NAMES = ("fastsm", "lmdb", "sortedcontainers", "bisect")
 
 
 class InOrder(Protocol):
-    """What is measured. ``delete_range`` removes keys from the first to before the last; how many."""
+    """The measured methods. ``delete_range`` removes the keys ``start <= key < end`` and returns how many."""
 
     def put(self, key: bytes, value: bytes) -> object: ...
 
@@ -78,7 +78,7 @@ class Lmdb:
         total = 0
         there = cursor.set_range(start)
         while there and cursor.key() < end:
-            there = cursor.delete()  # to the next one
+            there = cursor.delete()  # moves to the next key
             total += 1
         return total
 
@@ -129,7 +129,7 @@ class Bisected:
 
 
 def open_in_order(name: str, machine_at: Callable[..., Any], path: Path, keys: list[bytes], value: bytes) -> InOrder:
-    """A store that holds these keys, given sorted, each with the same value; skips where its package is missing."""
+    """Return a store that holds these sorted keys, each with the same value; skip if its package is missing."""
     if name == "fastsm":
         return Fastsm(machine_at(ordered=True, auto_compact=False), keys, value)
     if name == "lmdb":

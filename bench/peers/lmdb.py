@@ -1,4 +1,4 @@
-"""LMDB: a write transaction a chunk, synced by `flush`."""
+"""LMDB: one write transaction per chunk, synced by `flush`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Store(Peer):
         return self.reader.get(key)
 
     def apply(self, pairs: Pairs) -> None:
-        self.reader.abort()  # a reader that stays would keep old pages from being used again
+        self.reader.abort()  # an open reader would prevent the reuse of old pages
         with self.env.begin(write=True) as transaction:
             put, delete = transaction.put, transaction.delete
             for key, value in pairs:

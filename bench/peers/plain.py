@@ -1,4 +1,4 @@
-"""A dict with an appended log: what is written first when a dict has to survive a restart."""
+"""A dict with an appended log: the first thing people write when a dict has to survive a restart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LevelDB through plyvel: a write batch a chunk."""
+"""LevelDB through plyvel: one write batch per chunk."""
 
 from __future__ import annotations
 

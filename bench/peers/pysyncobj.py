@@ -1,4 +1,4 @@
-"""PySyncObj's parts: its file journal before a dict, and its snapshot, a gzip of a pickle."""
+"""PySyncObj's parts: its file journal with a dict, and its snapshot, a gzipped pickle."""
 
 from __future__ import annotations
 

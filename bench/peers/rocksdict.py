@@ -1,4 +1,4 @@
-"""RocksDB through rocksdict: raw bytes, a write batch a chunk."""
+"""RocksDB through rocksdict: raw bytes, one write batch per chunk."""
 
 from __future__ import annotations
 

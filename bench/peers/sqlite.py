@@ -1,4 +1,4 @@
-"""SQLite from the standard library: write-ahead log, a table without row ids, one transaction a chunk."""
+"""SQLite from the standard library: write-ahead log, a table without row ids, one transaction per chunk."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A state machine of another make: the trait on SQLite, in one file of plain Python.
+"""Another implementation of ``fastsm.StateMachine``: on SQLite, in one file of plain Python.
 
-It shows what an implementation of ``fastsm.StateMachine`` has to do, and how ``fastsm.testing`` tells whether it does:
-see test_sqlite_machine.py in the same folder. Commands are fastsm's; how they are stored is all its own.
+It shows what an implementation has to do. ``fastsm.testing`` checks that it does: see test_sqlite_machine.py in the
+same folder. The commands are fastsm's, the storage is its own.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class SqliteStateMachine(fastsm.StateMachine):
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing, which is what the trait asks for."""
+        """Run a block in a transaction: all or nothing, as the trait requires."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield self._db
@@ -78,7 +78,7 @@ class SqliteStateMachine(fastsm.StateMachine):
             return [self._apply(*entry) for entry in self._in_order(chunk)]
 
     def _in_order(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> Iterator[tuple[int, int, bytes]]:
-        """The entries, as long as their ids make sense: replays first, then one after the other."""
+        """Yield the entries; raise ``OrderError`` unless replayed entries come first, then new ones without a gap."""
         before = LogId()
         for index, term, command in chunk:
             last = self.last_applied()
@@ -112,7 +112,7 @@ class SqliteStateMachine(fastsm.StateMachine):
         return count
 
     def entry_term(self, entry_id: int, /) -> int | None:
-        """Certain for an entry that was seen, and between two of one term."""
+        """Return the term of an entry that was applied, or that is between two of the same term; otherwise None."""
         below = self._id("WHERE id <= ? ORDER BY id DESC", entry_id)
         above = self._id("WHERE id >= ? ORDER BY id", entry_id)
         return above.term if below and above and below.term == above.term else None
@@ -165,7 +165,7 @@ class SqliteStateMachine(fastsm.StateMachine):
         self._db.execute("PRAGMA wal_checkpoint(FULL)").fetchall()
 
     async def flush_async(self) -> None:
-        self.flush()  # a real one would use a thread of its own
+        self.flush()  # a real implementation would use a thread
 
     async def reset(self) -> None:
         with self._transaction() as db:
@@ -177,7 +177,7 @@ class SqliteStateMachine(fastsm.StateMachine):
     # ---- snapshots -------------------------------------------------------------------------------------
 
     async def generate_snapshot_data(self, new_snapshot_dir: str | os.PathLike[str], last_included: LogId) -> bytes:
-        """The base and the entries up to ``last_included`` once more, as one line of JSON."""
+        """Apply the entries up to ``last_included`` to a copy of the base, and write it as one line of JSON."""
         self._require()
         last = LogId(*last_included)
         self._check_range(last)
@@ -240,7 +240,7 @@ class SqliteStateMachine(fastsm.StateMachine):
 
 
 def execute(db: sqlite3.Connection, table: str, command: object) -> bool:
-    """Does what a decoded command says; False when it does not match."""
+    """Execute a decoded command; return False if a comparison fails."""
     if isinstance(command, Put):
         db.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", (command.key, command.value))
     elif isinstance(command, Delete):
@@ -257,11 +257,11 @@ def execute(db: sqlite3.Connection, table: str, command: object) -> bool:
             db.execute("ROLLBACK TO batch")
         db.execute("RELEASE batch")
         return matched
-    return True  # a no-op, or a membership, which this one leaves to its host
+    return True  # a no-op, or a membership, which this implementation leaves to its host
 
 
 def ends_of_runs(ids: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The first and the last id of each term: they say all that is known of the terms between."""
+    """Return the first and the last id of each term; they determine the terms of all entries in between."""
     ends: list[tuple[int, int]] = []
     for log_id in ids:
         if len(ends) > 1 and ends[-2][1] == ends[-1][1] == log_id[1]:

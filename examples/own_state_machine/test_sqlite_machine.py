@@ -1,4 +1,4 @@
-"""The whole test file that a state machine of your own needs. Run: ``pytest examples/own_state_machine``"""
+"""The complete test file for a state machine of your own. Run: ``pytest examples/own_state_machine``"""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from fastsm.testing import StateMachineConformance
 
 
 class TestSqliteStateMachine(StateMachineConformance):
-    """Every rule of the trait, one test each."""
+    """One test for each rule of the trait."""
 
     @pytest.fixture
     def state_machine(self, tmp_path: Path) -> Iterator[SqliteStateMachine]:
-        """An empty, running state machine."""
+        """Provide an empty, running state machine."""
         machine = SqliteStateMachine(tmp_path / "state.db")
         yield machine
         machine.close()
 
     @pytest.fixture
     def reopen(self, tmp_path: Path) -> Iterator[Callable[[SqliteStateMachine], SqliteStateMachine]]:
-        """Closes it and opens the same storage again: with this fixture durability is tested, too."""
+        """Provide a function that closes a machine and reopens its storage, so that durability is tested, too."""
         opened = []
 
         def close_and_open(machine: SqliteStateMachine) -> SqliteStateMachine:

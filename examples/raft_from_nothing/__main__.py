@@ -1,7 +1,7 @@
-"""A small Raft cluster to read, on ``RaftLog`` and ``FastStateMachine``. It teaches; it is no product.
+"""A small Raft cluster to read, on ``RaftLog`` and ``FastStateMachine``. It is for teaching, not for production.
 
-    python examples/raft_from_nothing                     three nodes in this process, and what they go through
-    python examples/raft_from_nothing --load 100          the same nodes, with so many clients: puts a second, syncs
+    python examples/raft_from_nothing                     three nodes in this process: a demonstration
+    python examples/raft_from_nothing --load 100          the same nodes with 100 clients: puts per second, syncs
     python examples/raft_from_nothing --name a --folder d --address a=127.0.0.1:7001 …      one node
 """
 
@@ -25,7 +25,7 @@ from fastsm import add, put
 
 
 def free_addresses(names: str) -> dict[str, Address]:
-    """An address on this machine for each name, that nobody uses now."""
+    """Return an unused address on this machine for each name."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in names]
     addresses = {name: one.getsockname()[:2] for name, one in zip(names, sockets, strict=True)}
     for one in sockets:
@@ -34,7 +34,7 @@ def free_addresses(names: str) -> dict[str, Address]:
 
 
 def end(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Ends the process: a node that cannot go on is recovered by starting it again."""
+    """End the process: a node that cannot continue recovers when it is started again."""
     print(context["message"], flush=True)
     if "exception" in context:
         traceback.print_exception(context["exception"])
@@ -56,7 +56,7 @@ async def run_node(options: argparse.Namespace) -> None:
 
 
 async def leader_of(nodes: Iterable[Node]) -> Node:
-    """The leader, as soon as there is one."""
+    """Wait until one of the nodes is the leader, and return it."""
     while True:
         for node in nodes:
             if node.role == LEADER:
@@ -94,7 +94,7 @@ async def show(folder: Path) -> None:
 
 
 async def measure(folder: Path, clients: int, seconds: float = 5) -> None:
-    """Three nodes and their clients share one interpreter and one disk, so this is no benchmark of a cluster."""
+    """Print puts per second. All nodes and clients share one interpreter and one disk: no benchmark of a cluster."""
     addresses = free_addresses("abc")
     nodes = [Node(name, folder / name, addresses, list("abc")) for name in "abc"]
     for node in nodes:
@@ -123,12 +123,12 @@ async def measure(folder: Path, clients: int, seconds: float = 5) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", help="of the node to run")
-    parser.add_argument("--folder", type=Path, help="where it keeps its log, state and snapshots")
-    parser.add_argument("--address", action="append", default=[], help="name=host:port, of each node")
+    parser.add_argument("--name", help="the name of the node to run")
+    parser.add_argument("--folder", type=Path, help="the folder for its log, state and snapshots")
+    parser.add_argument("--address", action="append", default=[], help="name=host:port, once for each node")
     parser.add_argument("--members", help="names of a new cluster's members: a,b,c")
     parser.add_argument("--snapshot-every", type=int, default=10_000, help="entries between two snapshots")
-    parser.add_argument("--load", type=int, metavar="CLIENTS", help="measure, with so many clients")
+    parser.add_argument("--load", type=int, metavar="CLIENTS", help="measure with this many clients")
     options = parser.parse_args()
     if options.name:
         asyncio.run(run_node(options))

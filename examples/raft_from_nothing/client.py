@@ -1,4 +1,4 @@
-"""A client: finds the leader, follows hints, and makes each command count once however often it is sent."""
+"""A client: finds the leader, follows hints, and makes each command count once, however often it is sent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastsm import once, open_session
 
 
 class OutcomeUnknown(Exception):
-    """The command may have been applied, may be later, or never."""
+    """The command may have been applied, may still be applied later, or may never be."""
 
 
 class Client:
@@ -27,23 +27,23 @@ class Client:
         self._sequence = 0
 
     async def propose(self, command: bytes) -> Message:
-        """Has a command applied: ``ok`` and ``value`` of its result. ``OutcomeUnknown`` when no answer came."""
+        """Have a command applied; return its result's ``ok`` and ``value``. Raises ``OutcomeUnknown`` if none came."""
         return (await self._request({"type": "propose"}, command, again=False))[0]
 
     async def propose_once(self, command: bytes) -> Message:
-        """The same, asked again until there is an answer: in a session a command counts once."""
+        """Propose a command again and again until there is an answer: in a session it counts once."""
         if self._session is None:
             self._session = (await self._request({"type": "propose"}, open_session(), again=True))[0]["value"]
         self._sequence += 1
         return (await self._request({"type": "propose"}, once(self._session, self._sequence, command), again=True))[0]
 
     async def get(self, key: bytes) -> bytes | None:
-        """The value of a key now: no older than any command that was answered before this call."""
+        """Return the value of a key now: it includes every command that was answered before this call."""
         reply, value = await self._request({"type": "get"}, key, again=True)
         return value if reply["found"] else None
 
     async def change_members(self, members: list[str]) -> None:
-        """Adds or removes one node."""
+        """Add or remove one node."""
         await self._request({"type": "members", "members": members}, b"", again=True)
 
     async def _request(self, message: Message, blob: bytes, *, again: bool) -> tuple[Message, bytes]:

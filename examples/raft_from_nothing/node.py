@@ -1,7 +1,7 @@
 """A Raft node (Ongaro, "Consensus: bridging theory and practice", 2014): election, replication, commitment.
 
-Everything runs on one event loop, so between two awaits nothing else happens. After each await the world may be
-another: a coroutine that waited looks again whether the term is still the same.
+Everything runs on one event loop, so between two awaits nothing else happens. During an await anything may change: a
+coroutine checks afterwards whether the term is still the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from wire import LARGEST_COMMAND, Address, Link, Message, Unreachable, pack_entr
 from fastsm import Answer, CommandError, Entry, LogId, SnapshotMetadata, noop, open_snapshot
 
 HEARTBEAT = 0.05
-ELECTION = (0.3, 0.6)  # seconds without a leader, drawn anew each time
+ELECTION = (0.3, 0.6)  # seconds without a leader, drawn for each wait
 REPLY = 1.0            # seconds that a reply may take
 PIECE = 256 << 10      # bytes of commands, or of a snapshot, in one message
 
@@ -26,24 +26,24 @@ FOLLOWER, CANDIDATE, LEADER = "follower", "candidate", "leader"
 
 
 class NotLeader(Exception):
-    """This node does not lead. Nothing was done."""
+    """This node is not the leader. Nothing was done."""
 
 
 class Unknown(Exception):
-    """Leadership was lost meanwhile: the command may be applied later, or never."""
+    """Leadership was lost while the command was in flight: it may be applied later, or never."""
 
 
 class Progress:
-    """How far a peer's log agrees with the leader's, and when it was asked what it last answered."""
+    """How far a peer's log agrees with the leader's, and when the request that it last answered was sent."""
 
     def __init__(self, next_index: int) -> None:
         self.next, self.match, self.answered = next_index, 0, 0.0
 
 
 class Node:
-    """One member, called ``name``. ``addresses`` says where everybody can be reached, itself included.
+    """One member, called ``name``. ``addresses`` holds the address of every node, including this one.
 
-    ``members`` are those of a new cluster. A node that is to be added to a cluster starts without any.
+    ``members`` are those of a new cluster. A node that will be added to a cluster later starts with none.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class Node:
         self.commit = self.machine.last_applied().index
         self.peers: dict[str, Progress] = {}
         self.waiting: dict[int, tuple[int, asyncio.Future[object]]] = {}  # index: the term proposed in, its result
-        self.news = self.committed = asyncio.Event()  # made anew by `start`, on the loop that runs
+        self.news = self.committed = asyncio.Event()  # replaced by `start`, on the running loop
         self.tasks: set[asyncio.Task[None]] = set()
 
     # ---- life ------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Listens, and takes part from here on."""
+        """Listen, and take part in the cluster from now on."""
         self.news, self.committed = asyncio.Event(), asyncio.Event()
         self.heard = self.now()
         self.server = await asyncio.start_server(self._serve, "127.0.0.1", self.addresses[self.name][1])
@@ -73,7 +73,7 @@ class Node:
         self._spawn(self._apply())
 
     async def stop(self) -> None:
-        self._follow(self.term)  # a cancelled task may have its reply already, and go on: it must not lead any more
+        self._follow(self.term)  # a cancelled task may already have its reply and continue: it must not act as leader
         self.server.close()
         for task in list(self.tasks):
             task.cancel()
@@ -88,8 +88,8 @@ class Node:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:  # a fault of disk or code: a node that is half alive
-            asyncio.get_running_loop().call_exception_handler(  # would be worse than none
+        if not task.cancelled() and task.exception() is not None:  # a failing disk or a bug: better no node
+            asyncio.get_running_loop().call_exception_handler(  # than one that half works
                 {"message": f"{self.name} cannot go on", "exception": task.exception(), "task": task})
 
     def now(self) -> float:
@@ -98,9 +98,9 @@ class Node:
     # ---- terms and elections ---------------------------------------------------------------------------
 
     def _follow(self, term: int, leader: str = "") -> None:
-        """Another node's term is at least ours: it is ours from now on."""
+        """Become a follower in a term that is at least ours."""
         if term > self.term:
-            self.log.save_hard_state(term, None)  # durable before anybody is answered; blocks, and is rare
+            self.log.save_hard_state(term, None)  # durable before any reply; it blocks the loop, but is rare
             self.term, self.voted_for = term, None
         self.role, self.leader = FOLLOWER, leader
         self.news.set()
@@ -121,7 +121,7 @@ class Node:
             self.heard = self.now()
 
     def _step_down_unless_heard(self) -> None:
-        """A leader that no majority answers lets its clients go elsewhere (thesis, 6.2)."""
+        """Step down if no majority answers, so that clients try other nodes (thesis, 6.2)."""
         last = [self.peers[name].answered if name in self.peers else self.now() for name in self.storage.members]
         if sorted(last)[(len(last) - 1) // 2] < self.now() - ELECTION[1]:
             self._follow(self.term)
@@ -144,7 +144,7 @@ class Node:
             self._lead()
 
     async def _ask(self, name: str, request: Message) -> bool:
-        """Whether another node votes for this one. The connection is of this call alone."""
+        """Ask another node for its vote, on a new connection; return whether it was granted."""
         link = Link(self.addresses[name])
         try:
             reply, _ = await link.call(request, timeout=REPLY)
@@ -158,7 +158,7 @@ class Node:
 
     async def _on_vote(self, request: Message) -> Message:
         heard_lately = self.leader and self.now() - self.heard < ELECTION[0]
-        if heard_lately or self.role == LEADER:  # a node that was removed, or cut off, disturbs nobody (thesis, 4.2.3)
+        if heard_lately or self.role == LEADER:  # a removed or cut-off node does not disturb the cluster (4.2.3)
             return {"term": self.term, "granted": False}
         if request["term"] > self.term:
             self._follow(request["term"])
@@ -174,7 +174,7 @@ class Node:
     def _lead(self) -> None:
         self.role, self.leader, self.peers = LEADER, self.name, {}
         self._replicate_to_all()
-        self._append(noop())  # commits what earlier leaders left. At once: a task might begin in a later term
+        self._append(noop())  # commits earlier leaders' entries. Not in a task, which might start in a later term
         self._spawn(self._sync_and_advance())
 
     def _replicate_to_all(self) -> None:
@@ -192,11 +192,11 @@ class Node:
         return entry
 
     async def _sync_and_advance(self) -> None:
-        await self.log.sync_async()  # one sync for all that are under way; followers have their entries meanwhile
+        await self.log.sync_async()  # one sync for all waiting proposals, while entries go to the followers
         self._advance()
 
     async def propose(self, command: bytes) -> bool | Answer | None:
-        """Replicates a command; what ``apply`` said of it, once it is applied here. ``NotLeader``, ``Unknown``."""
+        """Replicate a command; return its result once it is applied here. Raises ``NotLeader`` and ``Unknown``."""
         if self.role != LEADER:
             raise NotLeader(self.leader)
         self.machine.check(command)
@@ -208,11 +208,11 @@ class Node:
         return await result  # type: ignore[return-value]
 
     async def change_members(self, members: list[str]) -> None:
-        """Adds or removes one node; returns when that is committed. Asked again, it does nothing."""
+        """Add or remove one node; return when that is committed. A repeated request changes nothing."""
         while self.role == LEADER and self.storage.config_index > self.commit:
-            await asyncio.sleep(HEARTBEAT)  # the last change first
+            await asyncio.sleep(HEARTBEAT)  # the previous change must be committed first
         if self.role != LEADER or self.log.term(self.commit) != self.term:
-            raise NotLeader(self.leader)  # before its first entry is committed a leader may not (thesis, 4.1)
+            raise NotLeader(self.leader)  # not allowed before the leader's first entry is committed (thesis, 4.1)
         changed = set(members) ^ set(self.storage.members)
         if len(changed) > 1:
             raise ValueError(f"one node at a time; this adds or removes {', '.join(sorted(changed))}")
@@ -220,11 +220,11 @@ class Node:
             await self.propose(config_of(members))
 
     async def read_index(self) -> int:
-        """An entry that every command acknowledged so far is at or before (thesis, 6.4): apply up to it, then read."""
+        """Return an index that covers every command acknowledged so far: apply up to it, then read (thesis, 6.4)."""
         if self.role != LEADER or self.log.term(self.commit) != self.term:
             raise NotLeader(self.leader)
         index, term, asked = self.commit, self.term, self.now()
-        while True:  # a node that was asked after this moment (not at it), and answered, had no newer leader
+        while True:  # a node that answers a request sent after (not at) this moment had no newer leader then
             if self.role != LEADER or self.term != term:
                 raise NotLeader(self.leader)
             members = self.storage.members
@@ -235,7 +235,7 @@ class Node:
             await asyncio.sleep(HEARTBEAT / 50)
 
     async def _replicate(self, name: str, peer: Progress, term: int) -> None:
-        """Keeps one follower's log equal to ours, for as long as we lead and it is a member."""
+        """Keep one follower's log equal to ours, for as long as we lead and it is a member."""
         link = Link(self.addresses[name])
         try:
             while self.role == LEADER and self.term == term and name in self.storage.members:
@@ -284,11 +284,11 @@ class Node:
             while "offset" in reply:
                 piece = snapshot.read_at(reply["offset"], PIECE)
                 request = {"type": "piece", "term": self.term, "from": self.name, "offset": reply["offset"]}
-                reply, _ = await link.call(request, piece, timeout=30 * REPLY)  # the last one is checked and installed
+                reply, _ = await link.call(request, piece, timeout=30 * REPLY)  # installing follows the last piece
             return reply
 
     def _advance(self) -> None:
-        """Commits what a majority has durably, if an entry of this term is among it (thesis, 3.6.2)."""
+        """Commit up to the last entry that a majority has durably, if it is of this term (thesis, 3.6.2)."""
         if self.role != LEADER:
             return
         have = sorted(self.log.durable_index if name == self.name else self.peers[name].match
@@ -337,10 +337,10 @@ class Node:
             self._follow(request["term"], request["from"])
         self.heard = self.now()
 
-    # ---- everybody -------------------------------------------------------------------------------------
+    # ---- every role ------------------------------------------------------------------------------------
 
     async def _apply(self) -> None:
-        """Applies what is committed, in order, and answers those who wait for it."""
+        """Apply committed entries in order, and answer the proposals that wait for them."""
         snapshot: asyncio.Task[None] | None = None
         while True:
             await self.committed.wait()
@@ -363,10 +363,10 @@ class Node:
                 result.set_exception(Unknown("another entry took its place"))
         if self.role == LEADER and entry.index == self.storage.config_index and self.name not in (
                 members_of(entry.command) or [self.name]):
-            self._follow(self.term)  # it was removed, and has seen to it that everybody knows
+            self._follow(self.term)  # this node was removed, and the entry that removes it is committed
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answers one connection, request by request."""
+        """Answer the requests of one connection, one after the other."""
         task = asyncio.current_task()
         assert task is not None
         self.tasks.add(task)
@@ -375,7 +375,7 @@ class Node:
                 request, blob = await receive(reader)
                 await send(writer, *await self._answer(request, blob))
         except (OSError, EOFError, asyncio.CancelledError):
-            pass  # the client went away, or this node stops
+            pass  # the client disconnected, or this node is stopping
         finally:
             self.tasks.discard(task)
             writer.close()

@@ -1,7 +1,7 @@
-"""What a node keeps: ``RaftLog`` for entries, term and vote, ``FastStateMachine`` for what was applied.
+"""What a node stores: entries, term and vote in ``RaftLog``, the applied state in ``FastStateMachine``.
 
-Only the log is synced before anything is acknowledged. The state needs no sync of its own: what it loses in a power
-loss is applied again from the log, so the log is never compacted beyond what is durable in the state.
+Only the log is synced before anything is acknowledged. The state needs no sync of its own: what it loses when power
+fails is applied again from the log, so the log is never compacted beyond what is durable in the state.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastsm.types import Config
 
 
 def members_of(command: bytes) -> list[str] | None:
-    """The members that a configuration entry names; None for every other entry."""
+    """Return the members that a configuration entry names; None for any other entry."""
     said = decode(command)
     return json.loads(said.data) if isinstance(said, Config) else None
 
@@ -36,7 +36,7 @@ def config_of(members: list[str]) -> bytes:
 class Storage:
     """A node's log and state, and the members that they name.
 
-    ``members``: of a new cluster, for as long as neither log nor state name any.
+    ``members`` are those of a new cluster; they count for as long as neither log nor state names any.
     """
 
     def __init__(self, folder: Path, members: list[str]) -> None:
@@ -49,9 +49,9 @@ class Storage:
         self._first_members = members
         applied = self.machine.last_applied()
         if self.log.term(applied.index) != applied.term:
-            # The end came between an install and the log's step: the log may go on with entries that were never
-            # committed. Or a power loss took entries from the log that the state has kept. A follower that lacks any of
-            # them gets a snapshot, so there has to be one.
+            # The node ended between an install and the log's compaction, so the log may continue with entries that were
+            # never committed; or a power loss took entries from the log that the state kept. A follower that lacks any
+            # of them gets a snapshot, so there has to be one.
             self.machine.write_snapshot(self.snapshots, applied)
             self.log.compact(applied)
             self.log.sync()
@@ -60,7 +60,7 @@ class Storage:
 
     @property
     def members(self) -> list[str]:
-        """The newest members that are known of: a configuration counts from when it is in the log (thesis, 4.1)."""
+        """The newest known members: a configuration takes effect as soon as it is in the log (thesis, 4.1)."""
         if self.configs:
             return self.configs[-1][1]
         carried = self.machine.membership()
@@ -68,7 +68,7 @@ class Storage:
 
     @property
     def config_index(self) -> int:
-        """The entry that named the members."""
+        """The index of the entry that named the members."""
         if self.configs:
             return self.configs[-1][0]
         carried = self.machine.membership()
@@ -81,16 +81,16 @@ class Storage:
                 self.configs.append((index, members))
 
     def append(self, entries: list[Entry]) -> None:
-        """Takes new entries, in memory; ``log.sync_async()`` makes them durable."""
+        """Append new entries, in memory; ``log.sync_async()`` makes them durable."""
         self.log.append(entries)
         self._note_configs(entries)
 
     def fits(self, before: LogId) -> bool:
-        """Whether a leader's entries after this one may be taken: it is in the log, or committed long ago."""
+        """Return whether entries after this one may be taken: it is in the log, or was compacted, hence committed."""
         return before.index < self.log.first_index - 1 or (self.log.term(before.index) or 0) == before.term
 
     def take(self, entries: list[Entry]) -> None:
-        """Takes a leader's entries: those that are here are skipped, and what contradicts them is removed."""
+        """Append a leader's entries: skip those that are here already, and remove entries that contradict them."""
         entries = [entry for entry in entries if entry.index >= self.log.first_index]
         for i, entry in enumerate(entries):
             term = self.log.term(entry.index)
@@ -102,9 +102,10 @@ class Storage:
                 return
 
     async def take_snapshot(self, kept: int) -> None:
-        """Writes a snapshot of what is applied, and lets the log forget all but so many of its entries.
+        """Write a snapshot of the applied state, then compact the log except for the last ``kept`` entries of it.
 
-        Applying goes on meanwhile. On return the snapshot's entry is durable in the state: the log may go up to there.
+        Entries are applied meanwhile. On return the state is durable up to the snapshot's entry, so the log may be
+        compacted up to there.
         """
         last = self.machine.last_applied()
         try:
@@ -112,7 +113,7 @@ class Storage:
         except SnapshotError:
             if self.machine.stats().base <= last:
                 raise
-            return  # a leader's newer snapshot was installed meanwhile, which ends this one
+            return  # a leader's newer snapshot was installed meanwhile, which aborts this one
         kept_from = last.index - kept  # followers that are only a little late need no snapshot
         if kept_from >= self.log.first_index:
             self._compact(LogId(kept_from, self.log.term(kept_from) or 0))
@@ -124,20 +125,20 @@ class Storage:
     # ---- a snapshot that a leader sends ----------------------------------------------------------------
 
     def expect_snapshot(self, metadata: SnapshotMetadata) -> int:
-        """Prepares for a snapshot; returns the offset from which it is wanted. A part of it may be here already."""
+        """Prepare for a snapshot; return the offset to send from. A part of it may be here already."""
         self.close_receiver()
         self.receiver = SnapshotReceiver(self.snapshots, metadata)
         return self.receiver.offset
 
     async def install(self) -> LogId:
-        """The snapshot is complete: it becomes the state, and the log goes on after it."""
+        """Install the complete snapshot as the state, and let the log continue after it."""
         receiver = self.receiver
         assert receiver is not None
         metadata = receiver.metadata
         assert metadata is not None
         path = await receiver.finish_async()
         receiver.close()
-        if self.receiver is receiver:  # a leader that did not wait may have begun to send anew meanwhile
+        if self.receiver is receiver:  # a leader that did not wait may have started another transfer meanwhile
             self.receiver = None
         if metadata.last_included > self.machine.last_applied():
             await self.machine.apply_snapshot_from_file(metadata, path)

@@ -1,6 +1,6 @@
-"""Messages between nodes, and from clients: JSON for what is small, raw bytes for commands and pieces of snapshots.
+"""Messages between nodes, and from clients: small fields as JSON, commands and pieces of snapshots as raw bytes.
 
-A message is two lengths of four bytes, a JSON object, and a blob. Each connection carries one request at a time.
+A message is two four-byte lengths, a JSON object, and a blob. Each connection carries one request at a time.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ Message = dict[str, Any]
 Address = tuple[str, int]
 LENGTHS = struct.Struct("!II")
 LARGEST = 64 << 20             # bytes of a message
-LARGEST_COMMAND = LARGEST - (1 << 20)  # what a client may send has to fit into what a leader sends on
+LARGEST_COMMAND = LARGEST - (1 << 20)  # a client's command has to fit into the leader's message
 
 
 class Unreachable(ConnectionError):
-    """No answer came: whether the request arrived is unknown."""
+    """No answer came; it is unknown whether the request arrived."""
 
 
 async def send(writer: asyncio.StreamWriter, message: Message, blob: bytes = b"") -> None:
@@ -37,7 +37,7 @@ async def receive(reader: asyncio.StreamReader) -> tuple[Message, bytes]:
 
 
 def pack_entries(entries: list[Entry]) -> tuple[list[tuple[int, int, int]], bytes]:
-    """The ``(index, term, size)`` of each entry, and their commands one after another."""
+    """Return the ``(index, term, size)`` of each entry, and the concatenated commands."""
     return [(e.index, e.term, len(e.command)) for e in entries], b"".join(e.command for e in entries)
 
 
@@ -50,7 +50,7 @@ def unpack_entries(heads: list[tuple[int, int, int]], blob: bytes) -> list[Entry
 
 
 class Link:
-    """The way to one address: a connection that is made when it is needed, and made again after any failure."""
+    """A connection to one address, opened when it is needed, and opened again after any failure."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -58,7 +58,7 @@ class Link:
         self._one_at_a_time = asyncio.Lock()
 
     async def call(self, message: Message, blob: bytes = b"", *, timeout: float) -> tuple[Message, bytes]:
-        """Sends a request and returns the reply. ``Unreachable`` when none came in time."""
+        """Send a request and return the reply. Raises ``Unreachable`` if none came in time."""
         async with self._one_at_a_time:
             try:
                 return await asyncio.wait_for(self._call(message, blob), timeout)
@@ -66,7 +66,7 @@ class Link:
                 self.close()
                 raise Unreachable(f"{self.address}: {error!r}") from error
             except asyncio.CancelledError:
-                self.close()  # a late reply must not be taken for that of the next request
+                self.close()  # a late reply must not be mistaken for the reply to the next request
                 raise
 
     async def _call(self, message: Message, blob: bytes) -> tuple[Message, bytes]:

@@ -10,7 +10,7 @@ Answer(ok=True, value=[30, 70], reason=None)
 >>> propose(transfer_command("ann", "bob", 70))
 Answer(ok=False, value=b'ann has 30, not 70', reason='abort')
 
-A client that asks again does so in its session, so that the money moves once:
+A client that repeats a request does so in its session, so that the money moves once:
 
 >>> session = propose(fastsm.open_session()).value
 >>> for _ in range(2):
@@ -28,7 +28,7 @@ import fastsm
 
 
 def transfer_command(source: str, target: str, amount: int) -> bytes:
-    """The command that moves an amount from one account to another."""
+    """Return the command that moves an amount from one account to another."""
     if amount <= 0:
         raise ValueError(f"amount {amount}: expected 1 or more")
     return fastsm.call("bank.transfer", json.dumps([source, target, amount]).encode())
@@ -36,7 +36,7 @@ def transfer_command(source: str, target: str, amount: int) -> bytes:
 
 @fastsm.procedure(name="bank.transfer")
 def transfer(tx: Any, payload: bytes) -> list[int]:
-    """Answers the two balances after it; aborts, which takes back everything, where there is not enough.
+    """Return both balances after the transfer; abort, which undoes everything, if the balance is too small.
 
     A client may propose any payload, so the checks of ``transfer_command`` are repeated here.
     """

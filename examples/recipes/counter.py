@@ -1,7 +1,7 @@
-"""A counter that many clients count up, each visit once, however often a client has to ask.
+"""A counter that many clients increment: each addition counts once, however often a client has to repeat it.
 
-``propose`` is how a command gets into your Raft library's log, and its result back: ``node.submit(command, sync=True)``
-with PySyncObj. Here a machine without a cluster plays it:
+``propose`` puts a command into your Raft library's log and returns its result: with PySyncObj,
+``node.submit(command, sync=True)``. Here a machine without a cluster takes its place:
 
 >>> machine = fastsm.MemoryStateMachine()
 >>> def propose(command):
@@ -12,12 +12,12 @@ with PySyncObj. Here a machine without a cluster plays it:
 >>> visits.value(machine)
 3
 
-A client that was not told what became of its command asks again, with the same number:
+A client that does not know the outcome of its command repeats it with the same number:
 
 >>> visits.add(5, number=3), visits.add(5, number=3)
 (8, 8)
 
-``number`` has that of its last addition, for a client that left it to the counter:
+If the client leaves the numbers to the counter, ``number`` is that of the last addition:
 
 >>> visits.add(1), visits.number
 (9, 4)
@@ -34,9 +34,9 @@ Propose = Callable[[bytes], Any]
 
 
 class Counter:
-    """A number in the state, through a session of its own: one addition at a time.
+    """A number in the state, changed through a session of its own, one addition at a time.
 
-    ``number``: which addition the last one was. Numbers rise: an earlier one raises ``ValueError``, "stale".
+    ``number`` is the number of the last addition. Numbers must rise: an earlier one raises ``ValueError``, "stale".
     """
 
     def __init__(self, propose: Propose, key: bytes) -> None:
@@ -46,7 +46,7 @@ class Counter:
         self.number = 0
 
     def add(self, delta: int, *, number: int | None = None) -> int:
-        """Adds, and returns the new value. ``number`` says which addition it is; the next one by default."""
+        """Add to the number and return the new value. ``number`` identifies the addition; by default the next one."""
         number = self.number + 1 if number is None else number
         self.number = max(self.number, number)
         answer = self._propose(fastsm.once(self._session, number, fastsm.add(self._key, delta)))
@@ -56,5 +56,5 @@ class Counter:
         return value
 
     def value(self, machine: fastsm.StateMachine) -> int:
-        """Reads the value that is applied on this node."""
+        """Return the value as this node has applied it."""
         return int(machine.get(self._key) or 0)

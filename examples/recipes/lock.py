@@ -1,4 +1,4 @@
-"""A lock with an owner, a deadline and a fencing token: never two holders, by the order of the log.
+"""A lock with an owner, a deadline and a fencing token. The order of the log guarantees one holder at a time.
 
 >>> machine = fastsm.MemoryStateMachine(procedures=PROCEDURES)
 >>> def propose(command):
@@ -10,8 +10,8 @@
 >>> ann.token
 3
 
-The holder prolongs its lease in time, and writes with its token: an entry of the log whose condition is that the lock
-is still the one that was acquired. What the holder believes, or what its clock says, does not matter.
+The holder extends its lease in time, and writes with its token: the write is a log entry with the condition that the
+lock is still the one that was acquired. What the holder believes, or what its clock says, does not matter.
 
 >>> ann.keep_alive(20_000, now=0), ann.write(fastsm.put(b"disk/file", b"ann's"))
 (True, True)
@@ -28,8 +28,8 @@ True
 >>> bob.token > ann.token
 True
 
-Outside of the state machine the token does the same: a disk, a service or a file remembers the highest token that it
-has seen, and refuses a lower one.
+The token works outside of the state machine, too: a disk or a service remembers the highest token that it has seen,
+and refuses lower ones.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ Propose = Callable[[bytes], Any]
 class Lock:
     """A client's side of a lock. ``token`` is that of the last lease: the index of the entry that granted it.
 
-    Each acquisition is done once, however often it is proposed (``fastsm.once``): a client that was not told what
-    became of it calls ``acquire`` again, with ``again=True``. ``now`` is the client's time, in milliseconds since 1970.
+    Each acquisition is applied once, however often it is proposed (``fastsm.once``): a client that does not know the
+    outcome calls ``acquire`` again, with ``again=True``. ``now`` is the client's time, in milliseconds since 1970.
     """
 
     def __init__(self, propose: Propose, name: str, owner: str) -> None:
@@ -61,7 +61,7 @@ class Lock:
         self._number = 0
 
     def acquire(self, lease_ms: int, *, now: int | None = None, again: bool = False) -> bool:
-        """Takes the lock for so long, if nobody has it."""
+        """Take the lock for ``lease_ms``, if it is free; return whether it was."""
         self._number += not again
         command = call("lock.acquire", self._name, self._owner, lease_ms, now)
         answer = self._propose(fastsm.once(self._session, self._number, command))
@@ -70,15 +70,15 @@ class Lock:
         return bool(answer)
 
     def keep_alive(self, lease_ms: int, *, now: int | None = None) -> bool:
-        """Prolongs the lease, if the lock is still this client's. A touch changes neither owner nor token."""
+        """Extend the lease, if the lock is still this client's. A touch changes neither owner nor token."""
         return bool(self._propose(call("lock.keep_alive", self._name, self.token, lease_ms, now)))
 
     def write(self, *commands: bytes) -> bool:
-        """Does what only the holder may do: all of the commands, or nothing if it is the holder no more."""
+        """Apply commands as the holder: all of them, or none if this client is no longer the holder."""
         return bool(self._propose(fastsm.transaction([fastsm.modified_at(self._key, self.token)], commands)))
 
     def release(self) -> bool:
-        """Gives the lock back; False where it was not held any more."""
+        """Release the lock; return False if this client no longer held it."""
         return self.write(fastsm.delete(self._key))
 
 
@@ -93,10 +93,10 @@ def call(procedure: str, name: str, who: str | int, lease_ms: int, now: int | No
 
 @fastsm.procedure(name="lock.acquire")
 def acquire(tx: Any, payload: bytes) -> int:
-    """Answers the token; aborts with the name of the holder where there is one.
+    """Return the token; abort with the holder's name if there is a holder.
 
-    A lease begins at the client's time, or at that of the log where the client's clock is late: otherwise it could be
-    over before it begins.
+    A lease begins at the client's time, or at the log's time if the client's clock is late: otherwise the lease could
+    be over before it begins.
     """
     name, owner, lease_ms, now = json.loads(payload)
     holder = tx.get(lock_key(name))
@@ -109,7 +109,7 @@ def acquire(tx: Any, payload: bytes) -> int:
 
 @fastsm.procedure(name="lock.keep_alive")
 def keep_alive(tx: Any, payload: bytes) -> int:
-    """Answers the new deadline, never an earlier one; aborts where the lease of this token is over."""
+    """Return the new deadline, which is never earlier than the old one; abort if the lease of this token is over."""
     name, token, lease_ms, now = json.loads(payload)
     written = tx.modified(lock_key(name))
     if written is None or written.index != token:

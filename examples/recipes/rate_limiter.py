@@ -1,4 +1,4 @@
-"""So many requests of a client in so much time, counted for all servers together.
+"""A limit on a client's requests per window of time, counted for all servers together.
 
 >>> machine = fastsm.MemoryStateMachine(procedures=[allow])
 >>> def propose(command):
@@ -7,7 +7,7 @@
 >>> [propose(request).ok for _ in range(3)]
 [True, True, False]
 
-What is refused says until when. A tick, which the leader proposes (``fastsm.Clock``), ends the window:
+A refusal carries the end of the window. A tick, which the leader proposes (``fastsm.Clock``), ends the window:
 
 >>> propose(request)
 Answer(ok=False, value=61000, reason='abort')
@@ -27,17 +27,17 @@ import fastsm
 
 
 def allow_command(client: str, *, limit: int, window_ms: int, now: int | None = None) -> bytes:
-    """The command that counts a request. ``now``: the server's time, in milliseconds since 1970."""
+    """Return the command that counts a request. ``now``: the server's time, in milliseconds since 1970."""
     now = time.time_ns() // 1_000_000 if now is None else now
     return fastsm.call("rate.allow", json.dumps([client, limit, window_ms, now]).encode())
 
 
 @fastsm.procedure(name="rate.allow")
 def allow(tx: Any, payload: bytes) -> int:
-    """Answers how many requests are left in this window; aborts with its end where there is none.
+    """Return how many requests are left in this window; abort with the window's end if there are none.
 
-    The time in the payload is the same on every replica, as that of a clock read here would not be. It only says how
-    long the window is to last: a tick ends it. An ``add`` keeps the deadline of its key.
+    The time in the payload is the same on every replica; a clock that is read here would not be. It only sets the end
+    of the window: a tick ends it. An ``add`` keeps the deadline of its key.
     """
     client, limit, window_ms, now = json.loads(payload)
     key = b"rate/" + client.encode()

@@ -1,4 +1,4 @@
-"""Numbers that no two clients get, a block at a time: one entry in the log for each thousand of them.
+"""Numbers that are never given out twice, reserved in blocks: one log entry for each thousand of them.
 
 >>> machine = fastsm.MemoryStateMachine()
 >>> def propose(command):
@@ -7,8 +7,8 @@
 >>> [next(one) for _ in range(4)], next(other), next(one)
 ([1, 2, 3, 4], 7, 5)
 
-A client that is killed takes the rest of its block with it: ids rise for each client, and have gaps. A command that is
-applied twice, because its client asked again, is one gap more, and no more than that: no session is needed.
+If a client is killed, the rest of its block is lost: each client's ids rise, with gaps. If a command is applied twice,
+because its client repeated it, that is only one more gap, so no session is needed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`fastsm watch`, as a user runs it, next to an owner in this process."""
+"""`fastsm watch`, as a user runs it, while this process is the owner."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from support.command_line import RUN
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[FastStateMachine]:
-    """An owner with two entries."""
+    """Provide an owner with two entries."""
     with FastStateMachine(tmp_path / "state", auto_compact=False, retain_entries=0) as opened:
         opened.apply([(1, 1, put(b"color", b"blue")), (2, 1, put(b"size", b"9"))])
         yield opened
 
 
 def started(machine: FastStateMachine, *arguments: str) -> subprocess.Popen[bytes]:
-    """The command, its output in a pipe."""
+    """Start the command with its output in a pipe."""
     return subprocess.Popen(
         [sys.executable, "-c", RUN, "watch", machine.path, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         cwd=Path(machine.path).parent)  # fmt: skip
@@ -38,7 +38,7 @@ def next_line(process: subprocess.Popen[bytes]) -> Any:
 
 
 def test_each_change_is_a_line_at_once(machine: FastStateMachine) -> None:
-    """Lines come one by one into a pipe, through a compaction; Ctrl-C ends it without a word."""
+    """Each change is written to the pipe immediately, even across a compaction; Ctrl-C ends the command silently."""
     with started(machine, "--from", "1", "--prefix", "co") as process:
         assert next_line(process) == {"operation": "put", "index": 1, "term": 1, "key": "color", "value": "blue"}
         machine.apply([(3, 1, fastsm.delete(b"color")), (4, 1, put(b"other", b""))])
@@ -51,8 +51,8 @@ def test_each_change_is_a_line_at_once(machine: FastStateMachine) -> None:
         assert process.returncode == 0
 
 
-def test_it_ends_when_nobody_reads_the_pipe(machine: FastStateMachine) -> None:
-    """Also while there is nothing to write; without a word."""
+def test_the_command_ends_when_the_reader_of_the_pipe_is_gone(machine: FastStateMachine) -> None:
+    """The command ends silently when the pipe's reader is gone, even if there is nothing to write."""
     with started(machine, "--from", "2") as process:
         assert next_line(process)["index"] == 2
         assert process.stdout is not None
@@ -63,7 +63,7 @@ def test_it_ends_when_nobody_reads_the_pipe(machine: FastStateMachine) -> None:
 
 
 def test_changes_that_are_gone_are_one_line(machine: FastStateMachine) -> None:
-    """It names the oldest entry from which a watch can begin."""
+    """If changes are compacted away, the error is one line, with the oldest entry from which a watch can begin."""
     machine.compact()
     with started(machine, "--from", "1") as process:
         out, err = process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""The commands that look, move and repair, as a user types them: what they print, and their status."""
+"""The commands that inspect, copy and repair, as a user types them: their output and their status."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMANDS = [
 
 @pytest.fixture
 def run():
-    """Runs the command in this process."""
+    """Provide a function that runs the command in this process."""
 
     def call(*arguments, stdin=None):
         return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
@@ -30,7 +30,7 @@ def run():
 
 @pytest.fixture
 def state(directory, machine_at):
-    """A closed directory: two text keys, one binary key, a membership, two terms."""
+    """Provide a closed directory with two text keys, a binary key, a membership and two terms."""
     with machine_at(directory) as machine:
         machine.apply([
             (1, 1, fastsm.put(b"user/anna", b"42")), (2, 1, fastsm.put(b"user/bert", b"\xff\x00")),
@@ -42,7 +42,7 @@ def state(directory, machine_at):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_help_has_an_example(run, name):
-    """--help says what it does, and how it is typed."""
+    """The --help of every command has an example."""
     done = run(name, "--help")
     assert done.exit_code == 0
     assert f"fastsm {name}" in done.output
@@ -50,7 +50,7 @@ def test_every_help_has_an_example(run, name):
 
 
 def test_inspect_in_a_pipe_is_lines_and_json(run, state):
-    """Label and text, a line each; --json the same with names for programs."""
+    """In a pipe, inspect prints a label and a text in each line; --json prints the same for programs."""
     done = run("inspect", state)
     assert done.exit_code == 0
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
@@ -62,7 +62,7 @@ def test_inspect_in_a_pipe_is_lines_and_json(run, state):
 
 
 def test_a_damaged_directory_has_status_1_everywhere(run, state):
-    """inspect shows what it can, verify and dump say where, in one line each."""
+    """Every command on a damaged directory has status 1 and names the place of the damage in one line."""
     log = state / "log-1"
     data = bytearray(log.read_bytes())
     data[150] ^= 1
@@ -79,7 +79,7 @@ def test_a_damaged_directory_has_status_1_everywhere(run, state):
 
 
 def test_repair_asks_before_it_cuts(run, state):
-    """Without --yes it only tells; with it, it says where the old log is; then there is nothing left to do."""
+    """Without --yes, repair only reports; with it, it repairs and names the old log; then nothing is left to do."""
     log = state / "log-1"
     data = bytearray(log.read_bytes())
     data[150] ^= 1
@@ -95,7 +95,7 @@ def test_repair_asks_before_it_cuts(run, state):
 
 
 def test_get_prints_the_bytes_of_the_value(run, state):
-    """Byte for byte, no newline; a key that is not there has status 1; keys in Base64; JSON."""
+    """get prints the value's bytes without a newline, or JSON; a missing key has status 1; keys may be Base64."""
     assert run("get", state, "user/bert").stdout_bytes == b"\xff\x00"
     assert run("get", state, "/g==", "--base64").stdout_bytes == b"x" * 3000
     assert json.loads(run("get", state, "user/anna", "--json").stdout) == {
@@ -107,7 +107,7 @@ def test_get_prints_the_bytes_of_the_value(run, state):
 
 
 def test_scan_in_a_pipe_is_json_lines_sorted_by_key(run, state):
-    """Keys with the prefix; --limit and --after page through them."""
+    """scan prints the keys with a prefix, as JSON lines in a pipe; --limit and --after page through them."""
     lines = [json.loads(line) for line in run("scan", state, "user/").stdout.splitlines()]
     assert lines == [{"key": "user/anna", "value": "43"}, {"key": "user/bert", "value_base64": "/wA="}]
     assert len(run("scan", state, "--limit", 1).stdout.splitlines()) == 1
@@ -116,7 +116,7 @@ def test_scan_in_a_pipe_is_json_lines_sorted_by_key(run, state):
 
 
 def test_dump_and_load_are_each_other_reversed(run, state, tmp_path):
-    """The second dump is the first; load reads standard input or a file, and refuses a directory that is not empty."""
+    """A loaded dump dumps the same; load reads standard input or a file, and refuses a directory that is not empty."""
     text = run("dump", state).stdout
     assert len(text.splitlines()) == 6
     done = run("load", tmp_path / "new", stdin=text)
@@ -132,7 +132,7 @@ def test_dump_and_load_are_each_other_reversed(run, state, tmp_path):
 
 
 def test_dump_of_the_log_by_range(run, state):
-    """--from and --to name entries, both included."""
+    """--from and --to select entries of the log, both inclusive."""
     lines = [json.loads(line) for line in run("dump", state, "--log", "--from", 2, "--to", 3).stdout.splitlines()]
     assert [(line["operation"], line.get("index")) for line in lines] == [
         ("log", None), ("put", 2), ("put", 3), ("end", None)]
@@ -141,7 +141,7 @@ def test_dump_of_the_log_by_range(run, state):
 
 
 def test_snapshot_and_restore(run, state, tmp_path):
-    """A snapshot next to the directory, which is not touched; a new directory of it; never over one that is there."""
+    """snapshot writes a snapshot, restore makes a new directory of it, and refuses one that exists already."""
     done = run("snapshot", state, tmp_path / "out", "--compress", "zstd")
     assert done.exit_code == 0
     assert "as of entry 5 of term 2" in done.stdout
@@ -155,7 +155,7 @@ def test_snapshot_and_restore(run, state, tmp_path):
 
 
 def test_compact_says_what_it_gave_back(run, state, tmp_path):
-    """Sizes before and after; nothing to do is no error; a folder that is no state is."""
+    """compact names the new base; having nothing to do is no error, but an empty folder is."""
     assert "nothing to do" in run("compact", state).stdout
     assert "with a base as of entry 5" in run("compact", state, "--retain", 0).stdout
     assert "nothing to do" in run("compact", state, "--retain", 0).stdout
@@ -165,7 +165,7 @@ def test_compact_says_what_it_gave_back(run, state, tmp_path):
 
 
 def test_a_directory_in_use_is_read_and_not_changed(run, state, machine_at, tmp_path):
-    """What looks works next to the owner; what would change it is refused with the owner's process id."""
+    """While an owner has the directory open, reading works, and changes are refused with the owner's process id."""
     machine = machine_at(state)
     for arguments in (["inspect", state], ["verify", state], ["dump", state], ["get", state, "user/anna"],
                       ["scan", state], ["snapshot", state, tmp_path / "out"]):
@@ -179,7 +179,7 @@ def test_a_directory_in_use_is_read_and_not_changed(run, state, machine_at, tmp_
 
 
 def test_nothing_to_look_at_is_one_line(run, tmp_path):
-    """A path that is not there, an empty folder, a file that is something else."""
+    """A missing path, an empty folder and another kind of file are errors of one line."""
     (tmp_path / "text").write_text("hello, this is no snapshot")
     (tmp_path / "empty").mkdir()
     for place in ("nowhere", "text", "empty"):
@@ -190,7 +190,7 @@ def test_nothing_to_look_at_is_one_line(run, tmp_path):
 
 
 def test_a_reader_that_goes_away_is_no_traceback(directory, machine_at):
-    """`fastsm dump | head -1` ends quietly."""
+    """`fastsm dump | head -1` ends without a traceback."""
     with machine_at(directory) as machine:
         machine.apply([(1, 1, fastsm.put_many([b"%d" % i for i in range(30_000)], [b"v" * 50] * 30_000))])
     code = "import sys; from fastsm.__main__ import main; sys.argv[0] = 'fastsm'; main()"

@@ -25,7 +25,7 @@ Cells = Sequence[bytes]
 
 
 def as_batch(keys: Cells, values: Cells) -> bytes:
-    """The command that ``put_many`` must make of these cells: of equal keys the last pair alone."""
+    """Return the command that ``put_many`` must make of these cells: of equal keys only the last pair."""
     last = {key: number for number, key in enumerate(keys)}
     return fastsm.batch([
         fastsm.put(key, value)
@@ -33,13 +33,13 @@ def as_batch(keys: Cells, values: Cells) -> bytes:
 
 
 def arrow(cells: Cells, dtype: str, *, before: bytes = b"", after: bytes = b"") -> tuple[bytes, np.ndarray]:
-    """The cells as ``(data, offsets)``, with bytes before and after that belong to none."""
+    """Return the cells as ``(data, offsets)``, with bytes before and after that belong to no cell."""
     offsets = np.cumsum([len(before), *(len(cell) for cell in cells)])
     return before + b"".join(cells) + after, offsets.astype(dtype)
 
 
 def rows(cells: Cells) -> np.ndarray:
-    """Cells of one size as a 2-D array of uint8."""
+    """Return cells of one size as a 2-D array of uint8."""
     return np.frombuffer(b"".join(cells), np.uint8).reshape(len(cells), len(cells[0]))
 
 
@@ -76,7 +76,7 @@ FIXED_COLUMNS: dict[str, Callable[[Cells], Any]] = {
 
 
 def without_address(cell: object) -> str:
-    """Its repr, the same in each process."""
+    """Return a cell's repr without an address, so that it is the same in each process."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(cell))
 
 
@@ -93,7 +93,7 @@ def test_every_kind_of_column_makes_the_same_command(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", FIXED_COLUMNS)
 def test_rows_are_taken_whole(kind: str) -> None:
-    """A 2-D uint8 array gives each row whole, NULs at its end too, however it lies in memory."""
+    """A 2-D uint8 array gives each row whole, including NULs at its end, in any memory layout."""
     for cells in (FIXED, FIXED[:1], [b"x"] * 4):
         column = FIXED_COLUMNS[kind](cells)
         others = [b"%d" % i for i in range(len(cells))]
@@ -102,7 +102,7 @@ def test_rows_are_taken_whole(kind: str) -> None:
 
 
 def test_s_arrays_leave_trailing_nuls_out() -> None:
-    """NumPy's rule: NULs at the end of an `S` cell are padding, those inside are not."""
+    """NULs at the end of an `S` cell are padding, as NumPy defines it; those inside are not."""
     cells = [b"ab", b"", b"a\x00b", b"\x00", b"a\x00", b"\x00a", b"full"]
     column = np.array(cells, dtype="S4")
     taken = [b"ab", b"", b"a\x00b", b"", b"a", b"\x00a", b"full"]
@@ -113,7 +113,7 @@ def test_s_arrays_leave_trailing_nuls_out() -> None:
 
 
 def test_numpy_scalars_are_cells() -> None:
-    """A sequence of NumPy's own bytes is a column of any length, two of them in a tuple included."""
+    """A sequence of NumPy's own bytes is a column of any length, even two of them in a tuple."""
     for count in (1, 2, 3):
         cells = tuple(np.array([b"key-%d" % i for i in range(count)]))
         plain = [bytes(cell) for cell in cells]
@@ -129,7 +129,7 @@ def test_numpy_scalars_are_cells() -> None:
     ids=without_address,
 )  # fmt: skip
 def test_no_rows_make_an_empty_batch(empty: Any) -> None:
-    """Columns without cells make the batch of nothing."""
+    """Columns without cells make an empty batch."""
     assert fastsm.put_many(empty, []) == fastsm.batch([])
 
 
@@ -139,7 +139,7 @@ def test_rows_without_columns_are_empty_cells() -> None:
 
 
 def test_later_pairs_win(directory: Path, machine_at: Opener) -> None:
-    """Of equal keys the last one's value is the key's value."""
+    """If keys are equal, the key gets the value of the last pair."""
     machine = machine_at(directory)
     keys = [b"a", b"b", b"a", b"a", b"b"]
     command = fastsm.put_many(keys, [b"%d" % i for i in range(5)])
@@ -148,8 +148,8 @@ def test_later_pairs_win(directory: Path, machine_at: Opener) -> None:
     assert machine.len() == 2
 
 
-def test_of_equal_keys_one_pair_is_sent(directory: Path, machine_at: Opener) -> None:
-    """So a watch tells of one change for each key; many equal keys, and keys that share their ends, are told apart."""
+def test_equal_keys_become_one_pair(directory: Path, machine_at: Opener) -> None:
+    """The command has one pair per key, even with many equal keys and similar ones, so a watch has one change each."""
     rng = random.Random(2)
     sizes = [rng.randrange(12) for _ in range(5000)]
     keys = [b"k" * size + b"%d" % rng.randrange(20) + b"z" * size for size in sizes]
@@ -161,8 +161,8 @@ def test_of_equal_keys_one_pair_is_sent(directory: Path, machine_at: Opener) -> 
     assert len(watch.read(10_000)) == len(set(keys)) == machine.len()
 
 
-def test_what_put_many_makes_is_a_command(directory: Path, machine_at: Opener) -> None:
-    """``check`` and ``decode`` take it, and ``apply`` gives one result for it."""
+def test_put_many_returns_a_valid_command(directory: Path, machine_at: Opener) -> None:
+    """``check`` and ``decode`` accept the command, and ``apply`` returns one result for it."""
     command = fastsm.put_many([b"a"], [b"1"])
     fastsm.check(command)
     assert fastsm.decode(command) == fastsm.decode(fastsm.batch([fastsm.put(b"a", b"1")]))
@@ -170,7 +170,7 @@ def test_what_put_many_makes_is_a_command(directory: Path, machine_at: Opener) -
 
 
 def test_many_rows_come_back(directory: Path, machine_at: Opener) -> None:
-    """A hundred thousand pairs of several sizes go in by columns and come out as they were."""
+    """A hundred thousand pairs of several sizes, put by columns, are read back unchanged."""
     rng = random.Random(1)
     pairs = {b"%d" % i: rng.randbytes(rng.randrange(40)) for i in range(100_000)}
     machine = machine_at(directory)
@@ -203,7 +203,7 @@ def test_any_cells_in_any_columns(cells: list[bytes], data: st.DataObject) -> No
     ],
 )
 def test_columns_of_different_lengths_are_refused(keys: Any, values: Any) -> None:
-    """As many keys as values, else it is a ValueError that says how many there are."""
+    """Columns of different lengths are a ``ValueError`` that names both lengths."""
     with pytest.raises(ValueError, match=r"\d keys, but \d values"):
         fastsm.put_many(keys, values)
 
@@ -217,7 +217,7 @@ def test_columns_of_different_lengths_are_refused(keys: Any, values: Any) -> Non
 )  # fmt: skip
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
 def test_offsets_that_fall_or_lead_out_of_the_data_are_refused(offsets: list[int], dtype: str) -> None:
-    """Offsets rise from 0 at least to the data's end at most, else it is a ValueError."""
+    """Offsets that are negative, fall, or exceed the data are a ``ValueError``."""
     column = (b"data", np.array(offsets, dtype=dtype))
     others = [b"x"] * (len(offsets) - 1)
     for keys, values in ((column, others), (others, column)):
@@ -227,13 +227,13 @@ def test_offsets_that_fall_or_lead_out_of_the_data_are_refused(offsets: list[int
 
 @pytest.mark.parametrize("offsets", [[0, 2**63 - 1], [-(2**63), 4], [2**62, 2**63 - 1], [0, 2**32 + 4]], ids=repr)
 def test_offsets_beyond_32_bits_do_not_wrap(offsets: list[int]) -> None:
-    """Offsets near the ends of 64 bits are refused, not taken modulo something."""
+    """Offsets near the limits of 64 bits are refused, and do not wrap."""
     with pytest.raises(ValueError, match="offsets"):
         fastsm.put_many((b"data", np.array(offsets, dtype=np.int64)), [b"x"])
 
 
 def test_a_single_offset_is_checked_too() -> None:
-    """Offsets of a column of no cells need not be looked at; an empty array of them is refused."""
+    """An empty array of offsets is a ``TypeError``, because even a column without cells has one offset."""
     with pytest.raises(TypeError):
         fastsm.put_many((b"data", np.array([], dtype=np.int64)), [])
 
@@ -265,15 +265,15 @@ def test_a_single_offset_is_checked_too() -> None:
     ],
     ids=without_address,
 )
-def test_what_is_no_column_is_a_type_error(column: Any) -> None:
-    """Other types are refused, one ``bytes`` in place of a column above all."""
+def test_an_invalid_column_is_a_type_error(column: Any) -> None:
+    """Other types are a ``TypeError``, above all a single ``bytes`` in place of a column."""
     for keys, values in ((column, [b"1", b"2"]), ([b"1", b"2"], column)):
         with pytest.raises(TypeError):
             fastsm.put_many(keys, values)
 
 
 def test_a_key_has_a_limit_here_too() -> None:
-    """A key over the limit is a CommandError that names its pair, whatever column it is in."""
+    """A key over the limit is a ``CommandError`` that names its pair, in any kind of column."""
     long = b"k" * (fastsm.MAX_KEY_SIZE + 1)
     columns: list[Any] = [
         [b"a", long], (b"a" + long, np.array([0, 1, 1 + len(long)])), np.array([b"a", long]),
@@ -285,21 +285,21 @@ def test_a_key_has_a_limit_here_too() -> None:
 
 
 def test_a_value_has_a_limit_here_too() -> None:
-    """A value over the limit is a CommandError before anything is copied."""
-    zeros = np.zeros(2**31, np.uint8)  # pages that nobody touches
+    """A value over the limit is a ``CommandError`` before anything is copied."""
+    zeros = np.zeros(2**31, np.uint8)  # its pages are never touched
     with pytest.raises(CommandError, match="pair 0"):
         fastsm.put_many([b"k"], (zeros, np.array([0, 2**31])))
 
 
 def test_a_command_has_a_limit_here_too() -> None:
-    """Pairs of more than 4 GiB in all are a CommandError before anything is copied."""
-    cell = bytes(1 << 22)  # the same in every pair, so that they take no memory
+    """Pairs of more than 4 GiB in all are a ``CommandError`` before anything is copied."""
+    cell = bytes(1 << 22)  # the same object in every pair, so that they take no memory
     with pytest.raises(CommandError, match="the limit is"):
         fastsm.put_many([b"%d" % i for i in range(1025)], [cell] * 1025)
 
 
 def test_a_column_that_a_collection_changes_is_taken_whole() -> None:
-    """Making the copy may collect garbage, whose finalizers may empty the caller's list: no pointer into it is kept."""
+    """A garbage collection that empties the caller's list while it is copied does no harm."""
     keys = [b""]
 
     class Node:
@@ -319,17 +319,17 @@ def test_a_column_that_a_collection_changes_is_taken_whole() -> None:
             del node
             gc.set_threshold(threshold, 0, 0)
             gc.enable()
-            with contextlib.suppress(ValueError):  # then it was empty already when its size was taken
+            with contextlib.suppress(ValueError):  # raised if the list was empty before its size was taken
                 fastsm.put_many(keys, (b"v",) * 50_000)
     finally:
         gc.set_threshold(*before)
         gc.enable()
 
 
-# ---- columns that are not what they say -----------------------------------------------------------------------
+# ---- columns with false attributes ----------------------------------------------------------------------------
 
 class Claim:
-    """Says that it is an array of many cells, and has no bytes."""
+    """An object that claims to be an array of many cells, but has no buffer."""
 
     dtype = np.dtype("S64")
     ndim = 1
@@ -347,7 +347,7 @@ class Claim:
 
 
 class Offsets(np.ndarray):
-    """Offsets that say that they are a hundred thousand."""
+    """Offsets that claim a length of a hundred thousand."""
 
     @property
     def shape(self) -> tuple[int]:  # type: ignore[override]
@@ -357,22 +357,22 @@ class Offsets(np.ndarray):
 @pytest.mark.parametrize(
     "column", [Claim(), (b"data", Claim())], ids=["cells", "offsets"],
 )  # fmt: skip
-def test_what_an_array_says_of_itself_is_not_believed(column: Any) -> None:
-    """Something with the attributes of an array, but without its buffer, is a TypeError that names the column."""
+def test_an_object_that_only_looks_like_an_array_is_a_type_error(column: Any) -> None:
+    """An object with an array's attributes, but without a buffer, is a ``TypeError`` that names the column."""
     for keys, values in ((column, [b""] * 100_000), ([b""] * 100_000, column)):
         with pytest.raises(TypeError, match=r"(keys|values): expected .* found Claim"):
             fastsm.put_many(keys, values)
 
 
 def test_the_length_of_offsets_is_that_of_their_buffer() -> None:
-    """A subclass that says that it has more offsets than it has is as long as its memory."""
+    """Offsets of a subclass that claims a greater length have the length of their buffer."""
     offsets = np.array([0, 1, 2]).view(Offsets)
     assert fastsm.put_many((b"ab", offsets), [b"1", b"2"]) == as_batch([b"a", b"b"], [b"1", b"2"])
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
 def test_offsets_are_taken_before_they_are_checked(dtype: str) -> None:
-    """Offsets that the other column's iteration overwrites are those that there were at first."""
+    """Offsets are copied first, so that the other column's iteration cannot change them."""
     offsets = np.array([0, 4, 8], dtype)
 
     def values() -> Any:
@@ -394,12 +394,12 @@ def test_data_cannot_shrink_between_the_columns() -> None:
         yield b"y"
 
     assert fastsm.put_many((data, np.array([0, 4, 8])), values()) == as_batch([b"aaaa", b"bbbb"], [b"x", b"y"])
-    data.clear()  # nothing is held any more
+    data.clear()  # its buffer is released
 
 
 @pytest.mark.parametrize("kind", ["cells", "data", "offsets"])
 def test_masked_cells_are_refused(kind: str) -> None:
-    """A masked cell has no value: it is a TypeError that says what to do, and never the bytes below the mask."""
+    """A masked cell is a ``TypeError`` that says what to do; the bytes below the mask are never used."""
     cells = np.ma.array([b"a", b"secret"], mask=[False, True])
     data = np.ma.array(np.frombuffer(b"ab", np.uint8), mask=[False, True])
     offsets = np.ma.array([0, 1, 2], mask=[False, True, False])
@@ -412,7 +412,7 @@ def test_masked_cells_are_refused(kind: str) -> None:
 
 
 def test_an_array_that_a_thread_overwrites_without_the_gil() -> None:
-    """Cells whose sizes change between two looks at them make a whole command or a ValueError, and no write beyond."""
+    """Cells that another thread changes meanwhile make a valid command or a ``ValueError``, and no overflow."""
     short = np.array([b"a"] * 20_000, "S40")
     long = np.array([b"a" * 40] * 20_000, "S40")
     cells = short.copy()
@@ -420,7 +420,7 @@ def test_an_array_that_a_thread_overwrites_without_the_gil() -> None:
 
     def meddle() -> None:
         while not over.is_set():
-            cells[:] = long  # copies without the GIL
+            cells[:] = long  # NumPy copies without the GIL
             cells[:] = short
 
     thread = threading.Thread(target=meddle)
@@ -447,22 +447,22 @@ DEADLINES: dict[str, Callable[[list[int]], Any]] = {
 
 @pytest.mark.parametrize("form", DEADLINES.values(), ids=DEADLINES.keys())
 def test_a_column_of_deadlines_gives_each_pair_its_own(form: Callable[[list[int]], Any]) -> None:
-    """The batch is that of puts with these deadlines."""
+    """A column of deadlines, of any kind, makes the batch of puts with these deadlines."""
     numbers = [0, 5, 2**63 - 1]
     expected = fastsm.batch([fastsm.put(b"k%d" % i, b"v", expires=number) for i, number in enumerate(numbers)])
     assert fastsm.put_many([b"k0", b"k1", b"k2"], [b"v"] * 3, expires=form(numbers)) == expected
 
 
 def test_where_a_column_of_deadlines_says_none_a_pair_has_none() -> None:
-    """A sequence may hold Nones; without the column all pairs are without."""
+    """Pairs whose deadline is None in the column have none; without the column no pair has one."""
     expected = fastsm.batch([fastsm.put(b"a", b"1"), fastsm.put(b"b", b"2", expires=9)])
     assert fastsm.put_many([b"a", b"b"], [b"1", b"2"], expires=[None, 9]) == expected
     assert fastsm.put_many([b"a"], [b"1"], expires=None) == fastsm.batch([fastsm.put(b"a", b"1")])
 
 
 @pytest.mark.parametrize("deadline", [0, 2**63 - 1, True, np.uint64(7), np.array(7)], ids=repr)
-def test_one_deadline_is_that_of_all_pairs(deadline: Any) -> None:
-    """An int in place of the column; one out of range is refused as in a column."""
+def test_one_deadline_applies_to_all_pairs(deadline: Any) -> None:
+    """An int is the deadline of all pairs; one out of range is refused as it is in a column."""
     expected = fastsm.batch([fastsm.put(key, b"v", expires=deadline) for key in (b"a", b"b")])
     assert fastsm.put_many([b"a", b"b"], [b"v", b"v"], expires=deadline) == expected
     assert fastsm.put_many([], [], expires=deadline) == fastsm.batch([])
@@ -471,7 +471,7 @@ def test_one_deadline_is_that_of_all_pairs(deadline: Any) -> None:
 
 
 def test_a_column_of_deadlines_is_as_long_as_the_others() -> None:
-    """Else it is a ValueError that says both lengths; a deadline that cannot be says where it stands."""
+    """A column of another length is a ``ValueError`` with both lengths; an invalid deadline's error has its place."""
     with pytest.raises(ValueError, match="2 keys, but 1 deadlines"):
         fastsm.put_many([b"a", b"b"], [b"1", b"2"], expires=[5])
     with pytest.raises(CommandError, match="deadline 1: expires -1"):

@@ -131,7 +131,7 @@ def test_the_first_reason_to_refuse_an_entry_is_its_answer(machine: FastStateMac
 
 
 def test_an_add_that_cannot_refuses_all_of_its_entry(machine: FastStateMachine | MemoryStateMachine) -> None:
-    """In a transaction and in a batch, nothing of the earlier commands remains."""
+    """An addition that cannot be done refuses its whole transaction or batch, and undoes the earlier commands."""
     refused = Answer(False, None, "not a number")
     both = [fastsm.put(b"a", b"x"), fastsm.delete_range(None, None), fastsm.put(b"n", b"?"), fastsm.add(b"n", 1)]
     assert apply(machine, fastsm.put(b"a", b"1"), fastsm.transaction([], both), fastsm.batch(both)) == [
@@ -218,7 +218,7 @@ def test_an_answer_is_an_immutable_triple() -> None:
              lambda: fastsm.transaction([], [fastsm.call("p")]), lambda: fastsm.transaction([], [fastsm.noop()]),
              lambda: fastsm.batch([fastsm.read(b"k")]), lambda: fastsm.batch([fastsm.call("p")]),
              lambda: fastsm.batch([fastsm.transaction([], [])])])
-def test_what_cannot_be_is_refused_where_it_is_made(make: object) -> None:
+def test_an_invalid_command_is_refused_when_it_is_made(make: object) -> None:
     """Numbers beyond 64 bits, and commands where they are not allowed, are refused."""
     with pytest.raises(fastsm.CommandError):
         make()  # type: ignore[operator]

@@ -120,7 +120,7 @@ def test_chunk_is_any_sequence_and_entries_are_plain_tuples_as_well(kind: type, 
     "item",
     [None, 7, b"abc", [2, 1, b""], (2, 1), (2, 1, b"", 0), ("2", 1, b""), (2, None, b""), (2, 1, "put"), (2, 1, 3)],
 )
-def test_what_is_no_entry_is_a_type_error(item: Any, machine: FastStateMachine) -> None:
+def test_an_item_that_is_not_an_entry_is_a_type_error(item: Any, machine: FastStateMachine) -> None:
     """An item of another shape raises TypeError, and nothing is applied."""
     with pytest.raises(TypeError):
         machine.apply([Entry(1, 1, fastsm.put(b"k", b"v")), item])

@@ -21,12 +21,12 @@ Opener = Callable[..., FastStateMachine]
 
 
 def cells(data: np.ndarray, offsets: np.ndarray) -> list[bytes]:
-    """Returns the cells of a column, one by one."""
+    """Return the cells of a column, one by one."""
     return [bytes(data[offsets[i] : offsets[i + 1]]) for i in range(len(offsets) - 1)]
 
 
 def check_column(data: np.ndarray, offsets: np.ndarray, count: int) -> None:
-    """Asserts what holds for every column: bytes without gaps, and one more offset than cells."""
+    """Check what holds for every column: bytes without gaps, and one more offset than cells."""
     assert (data.dtype, data.ndim, data.flags.c_contiguous) == (np.uint8, 1, True)
     assert (offsets.dtype, offsets.shape) == (np.int64, (count + 1,))
     assert offsets[0] == 0
@@ -98,7 +98,7 @@ def test_keys_too_long_to_be_there_are_absent(machine: FastStateMachine) -> None
     assert keys[0] not in machine
 
 
-def test_what_is_no_key_is_a_type_error(machine: FastStateMachine) -> None:
+def test_a_key_that_is_not_bytes_is_a_type_error(machine: FastStateMachine) -> None:
     """Text and numbers are not keys."""
     for wrong in (["text"], [1], [None], [b"nuls", "text"]):
         for read in (machine.get_many, machine.get_columns):

@@ -39,7 +39,7 @@ from support.inside import inside
 
 
 def disk_bytes(directory: Path) -> int:
-    """Returns the size of base and log."""
+    """Return the size of base and log."""
     total = 0
     for path in directory.iterdir():
         if path.name.startswith(("base", "log")):
@@ -49,7 +49,7 @@ def disk_bytes(directory: Path) -> int:
 
 
 def overwrite(machine: FastStateMachine, count: int, *, keys: int = 10, size: int = 1000) -> None:
-    """Applies ``count`` entries that each set one of a few keys."""
+    """Apply ``count`` entries that each set one of a few keys."""
     first, term = machine.last_applied().index + 1, max(1, machine.last_applied().term)
     for at in range(first, first + count, 100):
         stop = min(at + 100, first + count)
@@ -58,7 +58,7 @@ def overwrite(machine: FastStateMachine, count: int, *, keys: int = 10, size: in
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("contiguous", [True, False])
-def test_nothing_but_the_space_changes(tmp_path: Path, seed: int, contiguous: bool) -> None:
+def test_a_compaction_changes_only_the_space(tmp_path: Path, seed: int, contiguous: bool) -> None:
     """State, terms, membership, metadata and ids are the same after a compaction, a kill, and a clean close."""
     history = History(seed, contiguous=contiguous, large=False)
     model = MemoryStateMachine(contiguous=contiguous)
@@ -190,7 +190,7 @@ def test_views_and_iterators_from_before_stay(directory: Path, machine_at: Calla
     assert machine.stats().pinned_bytes == 0
 
 
-def test_everything_applied_is_durable_behind_it(
+def test_everything_applied_is_durable_after_it(
     directory: Path, machine_at: Callable[..., FastStateMachine]
 ) -> None:
     """Everything applied is durable afterwards, including ids without a command, and metadata only in memory."""
@@ -228,10 +228,10 @@ def test_reads_and_writes_go_on(directory: Path, machine_at: Callable[..., FastS
     assert machine.get(b"key-%d" % (index % 10)) == b"%d" % index * 125
 
 
-# ---- by itself -------------------------------------------------------------------------------------------
+# ---- automatic compaction --------------------------------------------------------------------------------
 
 
-def test_it_comes_by_itself(directory: Path, machine_at: Callable[..., FastStateMachine]) -> None:
+def test_compaction_starts_automatically(directory: Path, machine_at: Callable[..., FastStateMachine]) -> None:
     """Compaction starts when the dead bytes exceed the ratio and the floor, so disk use stays bounded."""
     machine = machine_at(directory, retain_entries=100, compact_floor=200_000)
     most = 0
@@ -247,7 +247,7 @@ def test_it_comes_by_itself(directory: Path, machine_at: Callable[..., FastState
     inside(machine).check()
 
 
-def test_it_can_be_switched_off(directory: Path, machine_at: Callable[..., FastStateMachine]) -> None:
+def test_automatic_compaction_can_be_switched_off(directory: Path, machine_at: Callable[..., FastStateMachine]) -> None:
     """With ``auto_compact=False`` only ``compact()`` compacts."""
     machine = machine_at(directory, auto_compact=False, retain_entries=0, compact_floor=0, compact_ratio=0)
     overwrite(machine, 3000)
@@ -266,7 +266,7 @@ def test_policy_counts_what_died_since_the_last_time() -> None:
         FastStateMachine("never made", compact_floor=-1)
 
 
-def test_it_leaves_what_a_running_snapshot_reads(
+def test_compaction_stops_at_the_entry_of_a_running_snapshot(
     directory: Path, tmp_path: Path, machine_at: Callable[..., FastStateMachine]
 ) -> None:
     """While a snapshot as of an entry is written, ``compact()`` goes no further than that entry."""
@@ -333,10 +333,10 @@ def test_an_interrupted_compaction_leaves_nothing(
     assert machine.stats().base == LogId(200, 1)
 
 
-def test_it_is_told_to_the_log(
+def test_a_compaction_logs_one_line(
     directory: Path, machine_at: Callable[..., FastStateMachine], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One log line says up to which entry, how long it took, and the bytes before and after."""
+    """A compaction logs one line with its entry, its time, and the bytes before and after."""
     machine = machine_at(directory)
     overwrite(machine, 300)
     with caplog.at_level(logging.INFO, "fastsm"):
@@ -344,10 +344,10 @@ def test_it_is_told_to_the_log(
     assert "compacted up to (200, 1)" in caplog.text
 
 
-def test_what_was_carried_over_last_is_known_to_be_durable(
+def test_frames_carried_over_last_are_known_to_be_durable(
     directory: Path, tmp_path: Path, machine_at: Callable[..., FastStateMachine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Entries and metadata that came while the step was prepared are not taken for a torn tail if a bit rots."""
+    """A flipped bit in a frame that arrived during a compaction's preparation is damage, and not a torn tail."""
     machine = machine_at(directory)
     overwrite(machine, 100)
     prepare = generation.prepare_next
@@ -381,7 +381,9 @@ def test_what_was_carried_over_last_is_known_to_be_durable(
 
 
 @pytest.mark.parametrize("work", ["compact", "write_snapshot"])
-def test_what_failed_keeps_nothing(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str) -> None:
+def test_a_replaced_log_is_freed_after_a_failure(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
     """A replaced log frees its room immediately, even after a failed step, without a garbage collection."""
     machine = FastStateMachine(directory, auto_compact=False, retain_entries=0)
     overwrite(machine, 300)
@@ -408,7 +410,7 @@ def test_what_failed_keeps_nothing(directory: Path, tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("kind", [int, np.int64, np.uint64, np.int8, lambda index: LogId(index, 1), lambda i: (i, 1)])
 def test_compact_takes_any_integer_or_id(tmp_path: Path, kind: Any) -> None:
-    """An index of any integer type, or an id; what is neither is a ``TypeError``."""
+    """`compact` accepts an index of any integer type, or an id; anything else is a ``TypeError``."""
     with FastStateMachine(tmp_path) as machine:
         for index in range(1, 10):
             machine.apply([(index, 1, fastsm.put(b"a", b"%d" % index))])

@@ -22,22 +22,22 @@ LARGE = 100 << 10  # bytes of a value that make a chunk too large for the event 
 
 
 def put(index: int, size: int = 10, term: int = 1) -> list[Entry]:
-    """Returns a chunk of one put."""
+    """Return a chunk of one put."""
     return [Entry(index, term, fastsm.put(b"key-%d" % index, b"v" * size))]
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    """Runs a test's coroutine; one that hangs fails."""
+    """Run a test's coroutine; one that hangs fails."""
     asyncio.run(asyncio.wait_for(main, PATIENCE))
 
 
 async def called(wait: Callable[[], None]) -> None:
-    """Waits for something on another thread, off the event loop."""
+    """Wait for something on another thread, off the event loop."""
     await asyncio.get_running_loop().run_in_executor(None, wait)
 
 
 async def a_moment() -> None:
-    """Lets every task run that can."""
+    """Let every task run that can."""
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -127,7 +127,7 @@ def test_chunks_are_applied_in_the_order_in_which_their_tasks_start(
     run(main())
 
 
-def test_plain_calls_take_their_place_behind_what_is_queued(directory: Path, machine_at: Opener) -> None:
+def test_plain_calls_take_their_place_after_queued_ones(directory: Path, machine_at: Opener) -> None:
     """An update_last_applied on the loop comes after the chunks whose tasks have started."""
     machine = machine_at(directory)
 
@@ -226,7 +226,7 @@ def test_large_chunk_does_not_block_the_loop(directory: Path, machine_at: Opener
 
 
 def ends_at_once(coroutine: Coroutine[Any, Any, Any]) -> bool:
-    """Returns whether a coroutine ends without waiting; one that waits is left alone."""
+    """Return whether a coroutine ends without waiting; one that waits is closed."""
     try:
         coroutine.send(None)
     except StopIteration:
@@ -245,7 +245,7 @@ def test_small_chunk_runs_inline(directory: Path, machine_at: Opener) -> None:
         assert machine.last_applied() == LogId(2, 1)
         await machine.apply_chunk(put(3, LARGE))
         assert not ends_at_once(machine.apply_chunk(put(4, LARGE)))
-        await machine.wait_applied_async(4)  # nobody awaits the chunk itself
+        await machine.wait_applied_async(4)  # the chunk itself is not awaited
 
     if machine.apply(put(1)) and inside(machine).log.has_room(100):
         machine.clear()
@@ -354,7 +354,7 @@ def test_cancelled_flush_goes_on(directory: Path, machine_at: Opener) -> None:
 
 
 @pytest.mark.parametrize("count", [3, 100])
-def test_chunks_queued_behind_one_that_failed_fail_too(count: int, directory: Path, machine_at: Opener) -> None:
+def test_chunks_queued_after_one_that_failed_fail_too(count: int, directory: Path, machine_at: Opener) -> None:
     """Chunks queued after a failed one fail with OrderError, whose cause is that failure."""
     disk = Disk(stores=False)
     machine = machine_at(directory, contiguous=False, _files=disk.files)
@@ -390,7 +390,7 @@ def test_next_chunk_after_the_failure_was_seen_works(size: int, directory: Path,
     run(main())
 
 
-def test_failure_that_nobody_will_see_does_not_last(directory: Path, machine_at: Opener) -> None:
+def test_failure_that_no_caller_sees_does_not_last(directory: Path, machine_at: Opener) -> None:
     """If the caller of a failed chunk was cancelled, chunks queued after it fail, and later ones work."""
     disk = Disk(stores=False)
     machine = machine_at(directory, contiguous=False, _files=disk.files)
@@ -415,7 +415,7 @@ def test_failure_that_nobody_will_see_does_not_last(directory: Path, machine_at:
     run(main())
 
 
-def test_reset_behind_a_failure_is_done(directory: Path, machine_at: Opener) -> None:
+def test_reset_after_a_failure_is_done(directory: Path, machine_at: Opener) -> None:
     """A reset does not depend on anything before it."""
     disk = Disk(stores=False)
     machine = machine_at(directory, _files=disk.files)
@@ -435,7 +435,7 @@ def test_reset_behind_a_failure_is_done(directory: Path, machine_at: Opener) -> 
     run(main())
 
 
-def test_failed_sync_is_seen_by_whoever_awaits(directory: Path, machine_at: Opener) -> None:
+def test_failed_sync_is_seen_by_all_who_await(directory: Path, machine_at: Opener) -> None:
     """flush_async raises the StorageError, and so do later calls."""
     disk = Disk()
     machine = machine_at(directory, _files=disk.files)
@@ -497,7 +497,7 @@ def test_loop_that_is_gone_does_not_stop_what_has_begun(directory: Path, machine
 
 
 def test_a_flush_that_comes_while_the_machine_is_closed_is_told(directory: Path, machine_at: Opener) -> None:
-    """Its thread has ended, and the close's own sync goes on: `NotRunningError`, and not a wait without end."""
+    """A flush during the sync of a close raises `NotRunningError` instead of waiting for ever."""
     disk = Disk()
     machine = machine_at(directory, _files=disk.files)
 
@@ -518,7 +518,7 @@ def test_a_flush_that_comes_while_the_machine_is_closed_is_told(directory: Path,
 
 
 def test_a_flush_whose_signal_handler_closes_the_machine_is_told() -> None:
-    """The handler runs just before the flush is queued, when nobody serves the queue any more."""
+    """A flush raises if a signal handler closes the machine just before the flush is queued."""
     waiters = Waiters()
 
     class Interrupted(SimpleQueue[Any]):

@@ -26,7 +26,7 @@ MANY = 20_000
 
 
 def applied(machine: FastStateMachine | MemoryStateMachine, *commands: bytes) -> list[object]:
-    """One chunk, an entry for each command."""
+    """Apply one chunk, with an entry for each command."""
     first = machine.last_applied().index + 1
     return list(machine.apply([(index, 1, command) for index, command in enumerate(commands, first)]))
 
@@ -124,7 +124,7 @@ def test_a_reader_never_sees_half_of_it(directory: Path, machine_at: Opener, kin
     inside(machine).check()
 
 
-def test_it_takes_one_record_for_each_key(directory: Path, machine_at: Opener) -> None:
+def test_a_deleted_range_takes_one_record_for_each_key(directory: Path, machine_at: Opener) -> None:
     """The log grows by a delete record for each key, and not for absent keys."""
     machine = machine_at(directory, auto_compact=False, ordered=True)
     keys = [b"k%07d" % i for i in range(MANY)]
@@ -208,7 +208,7 @@ print((peak() - before) / count, answer.value)
 """
 
 
-def test_its_memory_is_in_proportion_to_the_keys(tmp_path: Path) -> None:
+def test_memory_of_a_deleted_range_is_in_proportion_to_the_keys(tmp_path: Path) -> None:
     """A command that deletes many keys takes about a hundred bytes per key until it is applied, without objects."""
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path / "state"), "200000"], capture_output=True, text=True, check=True)
@@ -247,20 +247,20 @@ PATTERNS = {
 
 
 @pytest.mark.parametrize("commands", PATTERNS.values(), ids=PATTERNS.keys())
-def test_what_is_gone_is_not_looked_at_again_and_again(
+def test_deleted_keys_are_not_passed_again_and_again(
     directory: Path, machine_at: Opener, commands: list[bytes]
 ) -> None:
-    """What a chunk costs grows with its commands and keys, not with their product: here in counts, of keys passed."""
+    """The cost of a chunk, counted in keys passed, grows with its commands and keys, not with their product."""
     machine = machine_at(directory, procedures=[take_first])
     put_all(machine, [b"k%04d" % i for i in range(NUMBER)])
     applied(machine, *commands)
     assert inside(machine).looked_past() < EACH_FEW * NUMBER
-    assert machine.count(b"k") in (0, NUMBER)  # what is put in turns overwrites all that was there
+    assert machine.count(b"k") in (0, NUMBER)  # puts between the ranges restore all keys
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_many_ranges_of_one_chunk_do_what_the_model_does(directory: Path, machine_at: Opener, seed: int) -> None:
-    """In chunks of hundreds of entries, of which many are refused after they have removed something."""
+    """Chunks of hundreds of entries, many of them refused after they removed something, do what the model does."""
     dice = random.Random(seed)
     keys = [b"%03d" % i for i in range(400)]
 

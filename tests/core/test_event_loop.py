@@ -48,7 +48,7 @@ def _fresh_counts() -> None:
 
 
 def on_the_loop() -> list[str]:
-    """Returns the calls that were made on the event loop's thread."""
+    """Return the calls that were made on the event loop's thread."""
     return sorted(name for name, on_loop in Noting.calls if on_loop)
 
 

@@ -23,12 +23,12 @@ Opener = Callable[..., FastStateMachine]
 
 
 def put(index: int, size: int = 10, term: int = 1) -> list[Entry]:
-    """Returns a chunk of one put."""
+    """Return a chunk of one put."""
     return [Entry(index, term, fastsm.put(b"key-%d" % index, b"v" * size))]
 
 
 def close_poisoned(machine: FastStateMachine) -> None:
-    """Closes a poisoned machine, which releases everything and then raises the error of its sync."""
+    """Close a poisoned machine, which releases everything and then raises the error of its sync."""
     with pytest.raises(StorageError):
         machine.close()
     assert not machine.is_running()
@@ -55,7 +55,7 @@ def test_durable_moves_to_where_the_log_ended_when_the_sync_began(directory: Pat
     assert machine.durable() == LogId(2, 1)
 
 
-def test_what_fails_beside_a_chunk_leaves_nothing_of_it_in_the_log(directory: Path, machine_at: Opener) -> None:
+def test_a_chunk_whose_writeback_fails_is_not_in_the_log(directory: Path, machine_at: Opener) -> None:
     """If starting the writeback of earlier frames fails, the chunk that triggered it is not applied."""
     failing, sizes = [True], []
 
@@ -263,7 +263,7 @@ def test_failed_sync_poisons(code: int, directory: Path, machine_at: Opener) -> 
     assert disk.count("sync") == 1
 
 
-def test_reopening_after_a_failed_sync_writes_again_what_is_behind_the_watermark(
+def test_reopening_after_a_failed_sync_writes_again_what_is_after_the_watermark(
     directory: Path, machine_at: Opener
 ) -> None:
     """The page cache is not trusted after a failed sync: the first flush of the next opening rewrites everything."""
@@ -330,8 +330,8 @@ def test_failed_sync_on_apply_publishes_nothing(directory: Path, tmp_path: Path,
     close_poisoned(machine)
 
 
-def test_one_sync_at_a_time_fails_for_everyone_who_waits(directory: Path, machine_at: Opener) -> None:
-    """The system reports an error to only one of two concurrent syncs, so all callers share one."""
+def test_a_shared_sync_that_fails_raises_for_every_waiting_caller(directory: Path, machine_at: Opener) -> None:
+    """Concurrent callers share one sync, because the system reports an error to only one of two concurrent syncs."""
     disk = Disk()
     machine = machine_at(directory, sync="apply", _files=disk.files)
     machine.apply(put(1))
@@ -368,7 +368,7 @@ def test_write_of_suspect_bytes_that_fails_poisons(directory: Path, tmp_path: Pa
     close_poisoned(machine)
 
 
-def test_first_flush_behind_a_crash_opens_no_file(directory: Path, tmp_path: Path) -> None:
+def test_first_flush_after_a_crash_opens_no_file(directory: Path, tmp_path: Path) -> None:
     """A process at its limit of open files continues: the first flush after a crash opens no file."""
     with FastStateMachine(directory) as machine:
         machine.apply(put(1))
@@ -499,7 +499,7 @@ def test_failed_write_that_cannot_be_taken_back_poisons(directory: Path, machine
 
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """Makes the system refuse larger files."""
+    """Make the system refuse larger files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

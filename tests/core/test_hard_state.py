@@ -27,12 +27,12 @@ Opener = Callable[..., FastStateMachine]
 
 
 def noop(index: int, term: int = 1) -> list[Entry]:
-    """Returns a chunk of one entry that changes nothing."""
+    """Return a chunk of one entry that changes nothing."""
     return [Entry(index, term, fastsm.noop())]
 
 
 def metadata(index: int, term: int = 1, fill: bytes = b"c") -> SnapshotMetadata:
-    """Returns snapshot metadata with some checksum."""
+    """Return snapshot metadata with some checksum."""
     return SnapshotMetadata(LogId(index, term), fill * 32)
 
 
@@ -158,8 +158,8 @@ def test_failed_write_keeps_what_was_noted_before_it(directory: Path, machine_at
 
 
 @pytest.mark.parametrize("value", [None, 5, (1,), "ab", (1.5, 1), (b"1", 1)])
-def test_what_is_no_id_is_a_type_error_and_moves_nothing(value: object, machine: FastStateMachine) -> None:
-    """An id is two whole numbers."""
+def test_an_invalid_id_raises_and_changes_nothing(value: object, machine: FastStateMachine) -> None:
+    """An id that is not two whole numbers raises, and last applied stays unchanged."""
     with pytest.raises((TypeError, IndexError, ValueError)):
         machine.update_last_applied(value)
     assert machine.last_applied() == LogId(0, 0)
@@ -215,7 +215,7 @@ def test_metadata_is_frozen() -> None:
         metadata(1).checksum = b""
 
 
-def test_what_is_no_metadata_is_a_type_error(machine: FastStateMachine) -> None:
+def test_a_tuple_is_not_snapshot_metadata(machine: FastStateMachine) -> None:
     """A tuple of the same shape is not accepted as SnapshotMetadata."""
     with pytest.raises(TypeError, match="SnapshotMetadata"):
         machine.update_last_snapshot_metadata((LogId(1, 1), b"c" * 32))
@@ -238,7 +238,7 @@ def test_saving_twice_writes_once(machine: FastStateMachine) -> None:
      ((2, 1), bytes(33), SnapshotFormatError)],
     ids=["ahead of the state", "a short checksum", "a long checksum"],
 )  # fmt: skip
-def test_what_no_opening_would_take_is_refused_when_it_is_noted(
+def test_metadata_that_no_opening_would_accept_is_refused(
     kind: str, last: tuple[int, int], checksum: bytes, error: type[Exception], directory: Path, machine_at: Opener
 ) -> None:
     """Metadata ahead of last applied, or malformed, is refused by the call, so the directory can be opened later."""
@@ -259,7 +259,7 @@ def test_state_behind_its_own_metadata_is_corruption(directory: Path, tmp_path: 
     """The host dropped its log up to the snapshot: a state that ends earlier has a hole that cannot be filled."""
     machine = FastStateMachine(directory)
     machine.apply(noop(1))
-    # The machine refuses it when it is told, so another release has written it, or a tool.
+    # The machine's own calls refuse such metadata, so another release or a tool has written it.
     append_metadata(inside(machine).log, metadata(5, 2))
     inside(machine).log.sync()
     copy = crash_copy(directory, tmp_path / "copy")

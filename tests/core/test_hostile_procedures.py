@@ -28,7 +28,7 @@ FAILED, UNTOUCHED = Answer(False, None, "failed"), {b"k": b"v"}
 
 @pytest.fixture(params=["fast", "model"])
 def make(request: pytest.FixtureRequest, directory: Path) -> Iterator[Make]:
-    """Makes the machine with these functions as procedures, each under its own name."""
+    """Make the machine with these functions as procedures, each under its own name."""
     machines: list[FastStateMachine] = []
 
     def with_procedures(*functions: Callable[[Any, bytes], Any]) -> Machine:
@@ -62,7 +62,7 @@ HARMLESS = {"is_running", "open_async"}  # they look at nothing that a procedure
 
 
 def calls_of(machine: type[Machine]) -> list[str]:
-    """Returns the names of all its public methods."""
+    """Return the names of all its public methods."""
     names = {name for name in dir(machine) if name[0] != "_" and callable(getattr(machine, name))} - HARMLESS
     return sorted(names | ({"__len__", "__contains__"} & set(dir(machine))))
 
@@ -75,7 +75,7 @@ CALLS = [
 
 @pytest.mark.parametrize(("make", "name"), CALLS, indirect=["make"])
 def test_every_call_of_its_own_machine_is_an_error(make: Make, name: str) -> None:
-    """So are reads and coroutines; the machine is unchanged afterwards, and no call waits for its own chunk."""
+    """Any call of its machine by a procedure, even a read or a coroutine, is an error; nothing waits or changes."""
     raised: list[BaseException] = []
 
     def p(tx: Any, payload: bytes) -> None:
@@ -136,7 +136,7 @@ def test_ctrl_c_cannot_be_swallowed(directory: Path) -> None:
 
 
 def test_a_replica_without_the_procedure_stops_and_catches_up(tmp_path: Path) -> None:
-    """It applies nothing of the chunk; reopened with the procedure, it continues, and equals the other replicas."""
+    """A replica without the procedure applies nothing of the chunk; reopened with it, it equals the others."""
     def p(tx: Any, payload: bytes) -> int:
         return tx.add(payload, 1)
 
@@ -155,7 +155,7 @@ def test_a_replica_without_the_procedure_stops_and_catches_up(tmp_path: Path) ->
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="groups of exceptions came with Python 3.11")
 def test_trouble_in_a_group_ends_the_apply(make: Make) -> None:
-    """At any depth of a group; a group of errors that depend only on the entry is a failure like each of them."""
+    """This replica's trouble, at any depth of a group, ends the apply; a group of the entry's errors is a failure."""
     groups = {
         b"own": ExceptionGroup("", [ValueError(), ExceptionGroup("", [KeyError(), MemoryError()])]),  # noqa: F821
         b"entry": ExceptionGroup("", [ValueError(), fastsm.CommandError("")]),  # noqa: F821
@@ -218,7 +218,7 @@ machine = fastsm.FastStateMachine(sys.argv[1])
 machine.apply([(1, 1, fastsm.open_session())])
 pack_result, forked = judging.pack_result, []
 
-def forking(*arguments):  # where a signal handler of the main thread may run
+def forking(*arguments):  # a signal handler of the main thread may run here
     if not forked:
         forked.append(os.fork())
     return pack_result(*arguments)

@@ -79,7 +79,9 @@ def test_all_is_the_snapshots_afterwards(
     assert (tmp_path / "source" / FILE).read_bytes() == before, "the file is left as it was"
 
 
-def test_it_goes_on_behind_the_snapshot(source: MemoryStateMachine, follower: FastStateMachine, tmp_path: Path) -> None:
+def test_entries_continue_after_an_install(
+    source: MemoryStateMachine, follower: FastStateMachine, tmp_path: Path
+) -> None:
     """The next entry is the one after the last included one; entries up to there are skipped."""
     follower.install_snapshot(None, tmp_path / "source")
     index, term = source.last_applied()
@@ -198,7 +200,7 @@ def test_metadata_must_be_the_files(
     assert_untouched(follower, directory)
 
 
-def test_what_is_no_file_is_refused(follower: FastStateMachine, directory: Path, tmp_path: Path) -> None:
+def test_only_a_file_can_be_installed(follower: FastStateMachine, directory: Path, tmp_path: Path) -> None:
     """A missing file, an empty directory, a FIFO or a link is an immediate typed error that names the path."""
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "empty").mkdir()

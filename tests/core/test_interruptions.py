@@ -52,7 +52,7 @@ class Interruption(BaseException):
 
 
 def interrupted(call: Callable[[], object], step: int, kept: list[Interruption]) -> bool:
-    """Runs a call, and raises at a step of its Python code; keeps the exception. False: it has fewer steps."""
+    """Run a call, and raise at a step of its Python code; keep the exception. False: it has fewer steps."""
     assert threading.current_thread() is threading.main_thread(), "signal handlers run nowhere else"
     steps = 0
 
@@ -74,7 +74,7 @@ def interrupted(call: Callable[[], object], step: int, kept: list[Interruption])
 
 
 def source_at(path: Path) -> dict[bytes, bytes]:
-    """Writes a snapshot that can be installed, later than what :func:`filled` has applied."""
+    """Write a snapshot that can be installed, later than what :func:`filled` has applied."""
     with FastStateMachine(path.parent / "of the source") as source:
         source.apply([(index, 1, fastsm.put(b"key-%d" % (index % 5), b"s")) for index in range(1, 31)])
         source.write_snapshot(path)
@@ -162,8 +162,8 @@ def test_a_signal_during_the_step_is_served_after_it(name: str, root: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["clear", "compact"])
-def test_what_runs_on_top_of_the_step_is_refused(name: str, root: Path) -> None:
-    """A finalizer that runs on the thread of the step gets a ReentryError, and its close is put off."""
+def test_a_call_by_a_finalizer_within_a_step_is_refused(name: str, root: Path) -> None:
+    """A finalizer that runs on the thread of the step gets a ReentryError, and its close is deferred."""
     disk = Disk()
     machine = FastStateMachine(root / "state", retain_entries=0, _files=disk.files)
     filled(machine)

@@ -23,7 +23,7 @@ def put(index: int, size: int = 10) -> tuple[int, int, bytes]:
 
 
 def run(main: Any) -> Any:
-    """Runs a test's coroutine; one that hangs fails."""
+    """Run a test's coroutine; one that hangs fails."""
     return asyncio.run(asyncio.wait_for(main, PATIENCE))
 
 
@@ -31,7 +31,7 @@ def run(main: Any) -> Any:
 
 
 def test_open_async_can_be_awaited(directory: Path) -> None:
-    """It opens with the constructor's options, off the event loop's thread."""
+    """``open_async`` opens with the constructor's options, off the event loop's thread."""
 
     async def main() -> None:
         machine = await FastStateMachine.open_async(directory, contiguous=False)
@@ -79,8 +79,8 @@ def test_a_machine_is_an_asynchronous_context_too(directory: Path) -> None:
         FastStateMachine._release = release
 
 
-def test_what_is_never_awaited_opens_nothing(directory: Path) -> None:
-    """There is no file, no lock and no warning; and an object that was opened once is not opened again."""
+def test_an_opening_that_is_never_awaited_opens_nothing(directory: Path) -> None:
+    """An opening that is never awaited makes no file, lock or warning; a second `await` of one is refused."""
 
     async def main() -> None:
         opening = FastStateMachine.open_async(directory)
@@ -161,7 +161,7 @@ def test_close_async_goes_on_when_its_wait_is_cancelled(directory: Path) -> None
 
 
 def test_compact_async_compacts(directory: Path, machine_at: Opener) -> None:
-    """It does the same as compact, with its arguments and errors; progress is reported on another thread."""
+    """``compact_async`` has the effect, arguments and errors of ``compact``; progress is reported on another thread."""
     machine = machine_at(directory, retain_entries=0)
     machine.apply([put(1)])
     machine.apply([put(2)])
@@ -184,7 +184,7 @@ def test_compact_async_compacts(directory: Path, machine_at: Opener) -> None:
 def test_generate_snapshot_data_takes_what_write_snapshot_takes(
     kind: str, tmp_path: Path, directory: Path, machine_at: Opener
 ) -> None:
-    """It takes an entry (by default the last one), an attachment, a codec, and progress."""
+    """``generate_snapshot_data`` takes an entry (by default the last one), an attachment, a codec, and progress."""
     machine = machine_at(directory) if kind == "fast" else MemoryStateMachine()
     machine.apply([put(1), put(2)])
     told: list[tuple[int, int]] = []
@@ -203,7 +203,7 @@ def test_generate_snapshot_data_takes_what_write_snapshot_takes(
 
 @pytest.mark.parametrize("kind", ["fast", "model"])
 def test_state_checksum_is_that_of_a_snapshot(kind: str, tmp_path: Path, directory: Path, machine_at: Opener) -> None:
-    """It may be as of any entry, or in a gap as of the previous entry; it writes no file and records no metadata."""
+    """``state_checksum`` equals a snapshot's, as of any entry or gap; it writes no file and records no metadata."""
     machine = machine_at(directory, contiguous=False) if kind == "fast" else MemoryStateMachine(contiguous=False)
     machine.apply([put(1), put(2, 100_000), (3, 1, fastsm.config(b"nodes")), (4, 1, fastsm.delete(b"key-1"))])
     machine.apply([(9, 2, fastsm.put(b"key-2", b""))])

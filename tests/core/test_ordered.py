@@ -32,19 +32,19 @@ ODD_BOUNDS = (None, *TRICKY, b"a" * 70_000, b"\xff" * 70_000, b"between")
 
 
 def put_all(machine: Any, pairs: dict[bytes, bytes]) -> None:
-    """One entry that puts all pairs."""
+    """Apply one entry that puts all pairs."""
     machine.apply([(machine.last_applied().index + 1, 1, fastsm.put_many(list(pairs), list(pairs.values())))])
 
 
 def cut(pairs: Pairs, start: bytes | None, end: bytes | None, prefix: bytes | None) -> Pairs:
-    """Returns the pairs of a range in their order, as the methods should."""
+    """Return the pairs of a range in their order, as the methods should."""
     return sorted(
         (key, value) for key, value in pairs
         if (start is None or key >= start) and (end is None or key < end) and key.startswith(prefix or b""))
 
 
 def assert_range(machine: Any, pairs: Pairs, start: Any, end: Any, prefix: Any) -> None:
-    """Asserts that every way to read a range returns these pairs."""
+    """Check that every way to read a range returns these pairs."""
     expected = cut(pairs, start, end, prefix)
     bounds: Bounds = {"start": start, "end": end, "prefix": prefix}
     revision = machine.last_applied().index

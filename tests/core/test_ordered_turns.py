@@ -32,7 +32,7 @@ NEW = [b"n%05d" % (i * 7919 % 100_003) for i in range(2_000)]
 
 
 def applied(machine: FastStateMachine, *commands: bytes) -> list[Any]:
-    """One chunk, an entry for each command."""
+    """Apply one chunk, with an entry for each command."""
     first = machine.last_applied().index + 1
     return list(machine.apply([(index, 1, command) for index, command in enumerate(commands, first)]))
 
@@ -187,7 +187,7 @@ def test_a_handler_on_top_of_a_read_that_writes_next_to_another_writer(
 
 
 def test_many_threads_that_wait_for_a_handler_which_waits_for_them(directory: Path, machine_at: Opener) -> None:
-    """They build the order themselves, concurrently; the first to finish finishes it for all."""
+    """Threads that wait for a handler build the order themselves; the first to finish finishes it for all."""
     machine = machine_at(directory, auto_compact=False)
     put_all(machine, KEYS)
     machine.scan(limit=1)
@@ -236,13 +236,13 @@ def test_threads_that_share_an_iterator_get_each_pair_once(directory: Path, mach
         assert all(some == sorted(some) for some in taken)
 
 
-# ---- an arena that is mapped anew ------------------------------------------------------------------------
+# ---- an arena that is remapped ---------------------------------------------------------------------------
 
 OUTGROWN = """
     import gc, sys, threading, weakref
     import fastsm, fastsm.disk.mapping
 
-    fastsm.disk.mapping.RESERVATIONS = ()  # as under a limit of address space: only what is needed is reserved
+    fastsm.disk.mapping.RESERVATIONS = ()  # as under a limit of address space: only the needed size is reserved
     root = sys.argv[1]
 
     def put(machine, count, value):

@@ -25,18 +25,18 @@ COUNT = 2000
 
 
 def fresh(data: bytes) -> bytes:
-    """Returns a copy that no other code refers to."""
+    """Return a copy that no other code refers to."""
     return bytes(bytearray(data))
 
 
 def entries_of(first: int, count: int) -> list[Any]:
-    """Returns plain tuples of commands that only their list refers to."""
+    """Return plain tuples of commands that only their list refers to."""
     return [
         (i, 1, fresh(fastsm.put(b"key-%d" % i, b"value-%d" % i))) for i in range(first, first + count)]
 
 
 def expected_of(count: int) -> dict[bytes, bytes]:
-    """Returns the state after `entries_of(1, count)`."""
+    """Return the state after `entries_of(1, count)`."""
     return {b"key-%d" % i: b"value-%d" % i for i in range(1, count + 1)}
 
 
@@ -65,7 +65,7 @@ def machine(directory: Path, machine_at: Opener) -> FastStateMachine:
 
 @pytest.fixture
 def busy_threads() -> Iterator[None]:
-    """Makes threads switch at every opportunity."""
+    """Make threads switch at every opportunity."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield

@@ -24,7 +24,7 @@ Make = Callable[..., Machine]
 
 @pytest.fixture(params=["fast", "model"])
 def make(request: pytest.FixtureRequest, directory: Path) -> Iterator[Make]:
-    """Makes the machine with these functions as procedures, each under its own name."""
+    """Make the machine with these functions as procedures, each under its own name."""
     machines: list[Machine] = []
 
     def with_procedures(*functions: Callable[[Any, bytes], Any], **options: Any) -> Machine:
@@ -51,8 +51,8 @@ PUT = [(1, 1, fastsm.put(b"k", b"v"))]
 @pytest.mark.parametrize(
     "value", [None, True, False, 0, 2**63 - 1, -(2**63), b"", b"x", [], [b"a", [None, 1]], [[[[[[[[]]]]]]]]],
     ids=repr)
-def test_what_it_returns_is_the_answer(make: Make, value: Any) -> None:
-    """It may be of any type that an answer may have, with lists at most eight deep."""
+def test_a_procedures_result_is_the_answer(make: Make, value: Any) -> None:
+    """A procedure may return any type that an answer may have, with lists at most eight deep."""
     def p(tx: Any, payload: bytes) -> Any:
         return value
 
@@ -66,8 +66,8 @@ class Subclass(bytes):
 @pytest.mark.parametrize(
     "value", [2**63, -(2**63) - 1, 1.0, "text", (1,), {}, {1}, bytearray(b"x"), Subclass(b"x"), object(), [1.0],
               [[[[[[[[[]]]]]]]]], LOOP := [1], [bytes(32 << 20)] * 2], ids=lambda value: type(value).__name__)
-def test_another_type_or_size_is_a_failure(make: Make, value: Any) -> None:
-    """A value that cannot be an answer has no effect either."""
+def test_a_result_that_cannot_be_an_answer_is_a_failure(make: Make, value: Any) -> None:
+    """A procedure that returns a value that cannot be an answer fails, and has no effect."""
     def p(tx: Any, payload: bytes) -> Any:
         tx.put(b"k", b"w")
         return value
@@ -119,7 +119,7 @@ def test_an_abort_with_nonsense_is_a_failure(make: Make) -> None:
 def test_an_exception_of_the_entry_is_a_failure(
     make: Make, error: type[Exception], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It has no effect, the exception is available on this replica, and its traceback is logged."""
+    """An entry whose procedure raises has no effect; this replica has the exception, and its traceback is logged."""
     def p(tx: Any, payload: bytes) -> Any:
         tx.put(b"k", b"w")
         raise error("of the entry")
@@ -140,7 +140,7 @@ def test_an_exception_of_the_entry_is_a_failure(
             lambda tx: tx.scan(limit=-1), lambda tx: tx.nothing(), lambda tx: tx.put(1, 2),
             lambda tx: tx.delete_prefix(None), lambda tx: tx.delete_prefix("text")])
 def test_a_bad_argument_is_a_failure(make: Make, use: Callable[[Any], Any]) -> None:
-    """It is the same on every replica, so it is an answer."""
+    """A bad argument, which is the same on every replica, is a failure and not an error of ``apply``."""
     def p(tx: Any, payload: bytes) -> Any:
         tx.put(b"other", b"")
         use(tx)
@@ -189,7 +189,7 @@ def test_trouble_of_this_replica_ends_the_apply(make: Make, error: Exception) ->
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_what_is_no_exception_passes_as_it_is(make: Make, error: type[BaseException]) -> None:
+def test_a_base_exception_of_a_procedure_is_passed_on(make: Make, error: type[BaseException]) -> None:
     """Exceptions that are not an Exception are passed on, and nothing of the chunk is applied."""
     def p(tx: Any, payload: bytes) -> Any:
         tx.put(b"k", b"w")
@@ -204,7 +204,7 @@ def test_what_is_no_exception_passes_as_it_is(make: Make, error: type[BaseExcept
 
 
 def test_recursion_without_end(make: Make) -> None:
-    """It counts as this replica's trouble, since the maximum depth of a stack differs."""
+    """Infinite recursion counts as this replica's trouble, because the maximum depth of a stack differs."""
     def p(tx: Any, payload: bytes) -> Any:
         return p(tx, payload)
 
@@ -314,7 +314,7 @@ ONLY_FAST = {
 @pytest.mark.parametrize("on_a_thread", [False, True])
 @pytest.mark.parametrize("name", [*CALLS, *ONLY_FAST])
 def test_a_call_of_its_own_machine_is_an_error(directory: Path, name: str, on_a_thread: bool) -> None:
-    """So are reads; afterwards the machine is unchanged, for all threads."""
+    """Any call of its machine by a procedure, even a read, is an error; the machine is unchanged for all threads."""
     def p(tx: Any, payload: bytes) -> Any:
         {**CALLS, **ONLY_FAST}[name](machine)
 
@@ -352,7 +352,7 @@ def test_the_model_refuses_calls_too() -> None:
 
 
 def test_other_threads_see_the_state_before_the_chunk(directory: Path) -> None:
-    """They can read while a procedure runs, and nothing of the chunk is visible before all of it is."""
+    """Other threads can read while a procedure runs, and see nothing of the chunk before all of it is applied."""
     seen: list[Any] = []
 
     def p(tx: Any, payload: bytes) -> Any:
@@ -392,7 +392,7 @@ def test_unknown_procedures_are_found_before_any_runs(make: Make) -> None:
 
 
 def test_two_of_one_name_and_version_are_refused(directory: Path) -> None:
-    """They are refused at opening, before a file is made; so is a function that is not a procedure."""
+    """Two procedures of one name and version, or a plain function, are refused before a file is made."""
     @fastsm.procedure(name="same", version=3)
     def first(tx: Any, payload: bytes) -> None: ...
 

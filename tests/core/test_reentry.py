@@ -87,7 +87,7 @@ WRITERS = [
 
 
 def fill(machine: FastStateMachine, path: Path) -> None:
-    """Applies some entries, and writes a snapshot of them that can be installed."""
+    """Apply some entries, and write a snapshot of them that can be installed."""
     if not (path / "source").exists():
         with FastStateMachine(path / "of the source") as source:
             source.apply([(index, 1, fastsm.put(b"key-%d" % (index % 5), b"s")) for index in range(1, 31)])
@@ -96,7 +96,7 @@ def fill(machine: FastStateMachine, path: Path) -> None:
 
 
 def attempt(method: Method, machine: FastStateMachine, path: Path) -> FastsmError | None:
-    """Calls a method; an error has to be a typed one."""
+    """Call a method; an error has to be a typed one."""
     try:
         method(machine, path)
     except FastsmError as error:
@@ -111,7 +111,7 @@ def reopened(machine: FastStateMachine) -> tuple[LogId, dict[bytes, bytes]]:
 
 
 def acts_for(thread: int, machine: FastStateMachine) -> bool:
-    """Returns whether the calling thread is this one, or takes the step to the next generation on its behalf."""
+    """Return whether the calling thread is this one, or takes the step to the next generation on its behalf."""
     if threading.get_ident() == thread:
         return True
     try:
@@ -122,7 +122,7 @@ def acts_for(thread: int, machine: FastStateMachine) -> bool:
 
 
 def seams_of(outer: str, tmp_path: Path) -> list[tuple[str, int]]:
-    """Returns the system calls that a method makes on its own thread: the first and the last of each kind."""
+    """Return the system calls that a method makes on its own thread: the first and the last of each kind."""
     disk = Disk()
     me, seen = threading.get_ident(), dict.fromkeys(SEAMS, 0)
     machine = FastStateMachine(tmp_path / "first look", retain_entries=0, auto_compact=False, _files=disk.files)
@@ -345,7 +345,7 @@ def test_trace_functions_may_call_everything(inner: str, outer: str, tmp_path: P
 
 
 def closing(machine: FastStateMachine, seam: str, nth: int) -> Callable[[Call], None]:
-    """Closes a machine twice, on top of the n-th system call of a kind on this thread."""
+    """Close a machine twice, on top of the n-th system call of a kind on this thread."""
     me, left = threading.get_ident(), nth
 
     def interrupt(call: Call) -> None:
@@ -409,7 +409,7 @@ def test_every_call_of_a_forked_child_is_refused_whatever_threads_of_its_parent_
 def test_a_thread_that_cannot_be_started_fails_one_call_and_nothing_else(
     nth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That call is a StorageError (EAGAIN), or works without the thread; the next one works; close frees everything."""
+    """If no thread can be started, the call is a StorageError (EAGAIN), or works without it; later calls work."""
     starts = 0
     start_new_thread = fastsm.background.start_new_thread  # type: ignore[attr-defined]
 
@@ -514,7 +514,7 @@ HALF_IMPORTED = """
     found = {}
 
     class Handler(importlib.abc.MetaPathFinder):
-        # Runs in the middle of the import, as a signal handler would.
+        # Runs during the import, as a signal handler would.
         def find_spec(self, name, path, target=None):
             if name in ("numpy.linalg", "numpy.lib", "numpy.random", "zstandard.backend_c") and not found:
                 for method, call in calls.items():

@@ -27,13 +27,13 @@ Pairs = list[tuple[bytes, bytes]]
 def expected_scan(
     pairs: Iterable[tuple[bytes, bytes]], prefix: bytes, limit: int | None = None, after: bytes | None = None
 ) -> Pairs:
-    """Returns what a scan of these pairs must return."""
+    """Return what a scan of these pairs must return."""
     found = sorted(p for p in pairs if p[0].startswith(prefix) and (after is None or p[0] > after))
     return found if limit is None else found[:limit]
 
 
 def fill(machine: FastStateMachine, pairs: dict[bytes, bytes]) -> None:
-    """Applies one chunk that puts all pairs."""
+    """Apply one chunk that puts all pairs."""
     index = machine.last_applied().index + 1
     machine.apply([(index, 1, fastsm.put_many(list(pairs), list(pairs.values())))])
 
@@ -62,7 +62,7 @@ def test_scan_is_sorted_as_bytes_are(
 
 
 @pytest.mark.parametrize("after", [b"", b"a", b"a\xff", b"a\xff\xff\xff", b"\xff\xff\xff", b"aaa", b"\x01"])
-def test_scan_starts_behind_a_key_that_need_not_be_there(
+def test_scan_starts_after_a_key_that_need_not_be_there(
     directory: Path, machine_at: Opener, after: bytes
 ) -> None:
     """``start_after`` excludes that key and all keys before it; the empty key is possible too."""
@@ -170,7 +170,7 @@ def test_every_way_to_read_the_state_agrees_with_the_model(
         model.apply([entry])
         assert places == before
         for key, value in model.items():
-            # A write of the same value is a write as well: then only the machine itself can tell.
+            # After a write of the same value only the machine knows the entry.
             if before.get(key) != value:
                 written[key] = fastsm.LogId(entry.index, entry.term)
                 assert machine.modified(key) == written[key]
@@ -235,7 +235,7 @@ def test_an_iterator_is_taken_at_the_call(directory: Path, machine_at: Opener) -
             call()
 
 
-def test_scans_beside_a_writer_see_whole_chunks(directory: Path, machine_at: Opener) -> None:
+def test_scans_next_to_a_writer_see_whole_chunks(directory: Path, machine_at: Opener) -> None:
     """Each scan is of one state: every key has the number of the chunk that the revision names."""
     machine = machine_at(directory)
     keys = [b"%05d" % i for i in range(40_000)]

@@ -37,7 +37,7 @@ def apply(machine: Machine, *commands: bytes) -> list[Any]:
 
 @pytest.mark.parametrize("together", [False, True])
 def test_a_repetition_gives_what_was_answered(machine: Machine, together: bool) -> None:
-    """In one chunk or across several, a repetition changes nothing."""
+    """A repetition, in one chunk or across several, returns the first answer and changes nothing."""
     add = fastsm.add(b"n", 1)
     commands = [fastsm.open_session(), *[fastsm.once(1, 1, add)] * 3, fastsm.once(1, 2, add), fastsm.once(1, 1, add)]
     answers = apply(machine, *commands) if together else [apply(machine, each)[0] for each in commands]
@@ -67,7 +67,7 @@ def test_every_command_may_be_inside(machine: Machine, command: bytes, answer: A
 
 
 def test_unknown_and_forgotten_sessions(machine: Machine) -> None:
-    """Neither answer says whether the command was applied before; nothing changes."""
+    """The answers of unknown and forgotten sessions do not say whether the command was applied; nothing changes."""
     put = fastsm.put(b"k", b"v")
     assert apply(
         machine, fastsm.once(1, 1, put), fastsm.open_session(), fastsm.forget(2), fastsm.forget(2), fastsm.forget(9),
@@ -87,7 +87,7 @@ def test_a_result_too_large_is_refused_and_remembered(machine: Machine) -> None:
 
 
 def test_a_command_that_raises_leaves_no_trace(machine: Machine) -> None:
-    """Its session has recorded nothing, so the next try counts."""
+    """A command that raises leaves no record in its session, so that the next try counts."""
     with pytest.raises(fastsm.UnknownCommandError):
         apply(machine, fastsm.open_session(), fastsm.once(1, 1, fastsm.call("unknown")))
     assert machine.last_applied() == (0, 0)
@@ -130,7 +130,7 @@ def test_a_chunk_that_was_refused_is_not_remembered(tmp_path: Path, inner: bytes
              lambda: fastsm.open_session(expires=-1), lambda: fastsm.forget(2**64),
              lambda: fastsm.batch([fastsm.once(1, 1, fastsm.noop())]),
              lambda: fastsm.transaction([], [fastsm.forget(1)])])
-def test_what_cannot_be_is_refused_where_it_is_made(make: Any) -> None:
+def test_an_invalid_session_command_is_refused_when_it_is_made(make: Any) -> None:
     """Sequences below 1, numbers beyond 64 bits, and commands where they are not allowed are refused."""
     with pytest.raises(fastsm.CommandError):
         make()

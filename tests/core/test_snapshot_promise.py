@@ -78,7 +78,7 @@ class Host:
 
 
 def judge(drawn: Drawn, moment: Moment, host: Host, path: Path) -> bool:
-    """Returns whether the host can continue; also checks whether the snapshot being written is recorded already."""
+    """Return whether the host can continue; also check whether the snapshot being written is recorded already."""
     drawn.build(path)
     machine = FastStateMachine(path, _files=QuietDirectory)
     try:
@@ -102,7 +102,7 @@ def judge(drawn: Drawn, moment: Moment, host: Host, path: Path) -> bool:
 
 
 def violations(seed: int, planted: type[Platter], counts: Counter[str]) -> Iterator[str]:
-    """Yields the violations at all moments of a life, in some states of each."""
+    """Yield the violations at all moments of a life, in some states of each."""
     with memory_directory() as root:
         host = Host(root / "state", seed, planted)
         host.live()

@@ -36,13 +36,13 @@ FILE = "snapshot.fsm"
 
 
 def file_of(machine: FastStateMachine | MemoryStateMachine, path: Path, last_included: LogId | None = None) -> bytes:
-    """Returns the bytes of a snapshot."""
+    """Return the bytes of a snapshot."""
     machine.write_snapshot(path, last_included)
     return (path / FILE).read_bytes()
 
 
 def swap_heavy(history: History) -> list[Entry]:
-    """Returns a chunk that leaves few records: noops, failed compare-and-swaps, configs where the term changes."""
+    """Return a chunk that leaves few records: noops, failed compare-and-swaps, configs where the term changes."""
     dice = history.random.random()
     if dice < 0.3:
         index, term = history.last
@@ -103,7 +103,7 @@ def replica(
 @pytest.mark.parametrize("contiguous", [True, False])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_snapshot_is_exact_as_of_every_entry(tmp_path: Path, seed: int, contiguous: bool) -> None:
-    """As of each applied entry, even within a chunk, it equals the model's, byte for byte."""
+    """A snapshot as of each applied entry, even within a chunk, equals the model's, byte for byte."""
     entries = history_of(seed, contiguous=contiguous)
     model = MemoryStateMachine(contiguous=contiguous)
     model.apply(entries)
@@ -296,7 +296,7 @@ def test_point_of_a_coroutine_is_fixed_when_its_task_starts(tmp_path: Path, dire
 # ---- errors ----------------------------------------------------------------------------------------------
 
 
-def test_entries_before_the_base_and_behind_last_applied_are_refused(tmp_path: Path, directory: Path) -> None:
+def test_entries_before_the_base_and_after_last_applied_are_refused(tmp_path: Path, directory: Path) -> None:
     """The message says which entries are possible; nothing is written."""
     entries = history_of(4)
     with FastStateMachine(directory) as machine:
@@ -389,7 +389,7 @@ def test_values_larger_than_a_piece_are_written(tmp_path: Path, directory: Path)
     shutil.rmtree(directory)
 
 
-def test_nobody_waits_while_a_snapshot_gets_its_name(tmp_path: Path) -> None:
+def test_no_call_waits_while_a_snapshot_gets_its_name(tmp_path: Path) -> None:
     """An apply proceeds while the disk makes a snapshot's name durable; a reset waits, and then ends nothing."""
     disk = Disk()
     with FastStateMachine(tmp_path / "state", _files=disk.files) as machine:
@@ -449,7 +449,7 @@ def test_a_full_state_disk_does_not_fail_a_snapshot_on_another(tmp_path: Path, c
 )
 @pytest.mark.parametrize("given", ["to the call", "at the opening", "by a function"])
 def test_an_attachment_is_any_buffer(directory: Path, tmp_path: Path, attachment: Any, given: str) -> None:
-    """Its bytes travel along as they are, also where the object counts as false, or as neither; the model agrees."""
+    """An attachment's bytes are kept unchanged, even if the object counts as false, or as neither; the model agrees."""
     option = {"at the opening": attachment, "by a function": lambda last: attachment}.get(given)
     to_the_call = attachment if given == "to the call" else None
     with FastStateMachine(directory, snapshot_attachment=option) as machine:
@@ -462,7 +462,7 @@ def test_an_attachment_is_any_buffer(directory: Path, tmp_path: Path, attachment
 
 @pytest.mark.parametrize("attachment", [0, "", False, "text", [1]])
 def test_an_attachment_that_is_no_buffer_is_refused(directory: Path, tmp_path: Path, attachment: Any) -> None:
-    """What counts as false is no empty attachment; nothing is written."""
+    """An attachment that is not a buffer is a TypeError, even if it counts as false, and nothing is written."""
     with FastStateMachine(directory) as machine:
         for writer in (machine, MemoryStateMachine()):
             with pytest.raises(TypeError):

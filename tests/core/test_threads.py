@@ -83,7 +83,7 @@ TORN_CHUNKS = """
         reads[name] = reads.get(name, 0) + 1
 
     def get():
-        # Values of two calls may be of two chunks, but never of an older one than before.
+        # Values of two calls may be of two chunks, but the later call never returns an older chunk's.
         before = number(machine.get(EVERY[0])) or 0
         for key in EVERY[1:]:
             now = number(machine.get(key)) or 0
@@ -216,7 +216,7 @@ PAIRS = """
         machine.clear()
 
     def close():
-        # Closes what the others use, and opens it again for them.
+        # Closes the machine that the other threads use, and opens it again for them.
         global machine
         time.sleep(random.random() / 200)
         machine.close()
@@ -263,7 +263,7 @@ PAIRS = """
 
 
 def run(program: str, *arguments: str) -> None:
-    """Runs a program in a process of its own; a crash, an error or a hang is a failure."""
+    """Run a program in a process of its own; a crash, an error or a hang is a failure."""
     source = textwrap.dedent(COMMON) + textwrap.dedent(program)
     command = [sys.executable, "-X", "faulthandler", "-c", source, *arguments]
     try:

@@ -32,13 +32,13 @@ def machine(directory: Path, machine_at: Opener) -> FastStateMachine:
 
 
 def applied(machine: Any, *commands: bytes) -> list[Any]:
-    """Applies commands as the next chunk."""
+    """Apply commands as the next chunk."""
     index, term = machine.last_applied()
     return machine.apply([(index + 1 + i, max(term, 1), command) for i, command in enumerate(commands)])
 
 
 def state_of(machine: Any) -> dict[str, Any]:
-    """Returns everything related to time, and the order of items."""
+    """Return everything related to time, and the order of items."""
     return {
         "items": list(machine.items()), "deadlines": {key: machine.deadline(key) for key in KEYS},
         "modified": {key: machine.modified(key) for key in KEYS}, "clock": machine.clock(),
@@ -50,7 +50,7 @@ def state_of(machine: Any) -> dict[str, Any]:
 
 @fastsm.procedure
 def meddle(tx: Any, payload: bytes) -> list[Any]:
-    """Writes, touches and reads deadlines, as the payload's seed determines."""
+    """Write, touch and read deadlines, as the payload's seed determines."""
     dice = random.Random(payload)
     seen: list[Any] = [tx.clock]
     for _ in range(dice.randrange(6)):
@@ -212,7 +212,7 @@ def test_many_ticks_in_one_chunk(tmp_path: Path, seed: int, machine_at: Opener) 
 
 @fastsm.procedure
 def take_back(tx: Any, payload: bytes) -> list[bytes]:
-    """Writes twenty keys, which every other call takes back."""
+    """Write twenty keys, which every other call takes back."""
     for number in range(20):
         tx.put(b"%d/%s" % (number, payload), b"")
     seen = [key for key, _ in tx.scan(b"1", b"2", limit=200)]
@@ -222,7 +222,7 @@ def take_back(tx: Any, payload: bytes) -> list[bytes]:
 
 
 def test_ranges_over_many_keys_that_a_chunk_wrote_and_took_back(tmp_path: Path, machine_at: Opener) -> None:
-    """Their order is kept from call to call; each key occurs once."""
+    """Ranges over many keys that a chunk wrote and took back have each key once, in order, in every call."""
     chunk = [Entry(index, 1, fastsm.call("take_back", b"x" * (index % 7) + b"%d" % (index % 30)))
              for index in range(1, 80)]
     machine, model = (machine_at(tmp_path / "state", procedures=[take_back]),
@@ -304,7 +304,7 @@ def test_a_saved_table_has_sessions_deadlines_and_clock(
 # ---- what a tick does ------------------------------------------------------------------------------------
 
 def removed(machine: FastStateMachine, path: Path) -> list[bytes]:
-    """Returns the keys that the log's last entry deleted, in the order of its records."""
+    """Return the keys that the log's last entry deleted, in the order of its records."""
     from fastsm.tools.json_lines import dump_log  # noqa: PLC0415  # imports what else the tests need not
 
     machine.flush()
@@ -313,7 +313,7 @@ def removed(machine: FastStateMachine, path: Path) -> list[bytes]:
 
 
 def test_equal_deadlines_go_in_the_order_of_their_keys(directory: Path, machine_at: Opener) -> None:
-    """Whatever order they were put in: keys applied earlier, and those that the tick's chunk has written."""
+    """Keys with equal deadlines are removed in key order, whether put earlier or in the tick's own chunk."""
     keys = [b"%d" % i for i in range(400)]
     shuffled = keys[:]
     random.Random(3).shuffle(shuffled)
@@ -579,7 +579,7 @@ TWICE: dict[str, tuple[list[bytes], dict[str, int]]] = {
 
 @pytest.mark.parametrize("what", TWICE)
 def test_a_snapshot_with_a_record_too_many_is_not_installed(tmp_path: Path, what: str, machine_at: Opener) -> None:
-    """Whatever counts its header has: equal states have equal bytes. The old state stays."""
+    """A snapshot with a repeated record is refused, whatever counts its header has, and the old state stays."""
     records, numbers = TWICE[what]
     (tmp_path / "file").write_bytes(by_hand.snapshot(
         (2, 1), [by_hand.term_run(1, 2, 1)], records, **{"keys": 0, "sessions": 0, **numbers}))

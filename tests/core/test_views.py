@@ -35,7 +35,7 @@ def machine(directory: Path, machine_at: Opener) -> FastStateMachine:
 
 
 def apply(machine: FastStateMachine, *commands: bytes) -> None:
-    """Applies one chunk."""
+    """Apply one chunk."""
     first = machine.last_applied().index + 1
     machine.apply([(first + i, 1, command) for i, command in enumerate(commands)])
 
@@ -197,7 +197,7 @@ OUTGROWN = """
     import fastsm, fastsm.disk.descriptors, fastsm.disk.mapping
     from fastsm.disk.files import Directory
 
-    fastsm.disk.mapping.RESERVATIONS = ()  # as under a limit of address space: only what is needed is reserved
+    fastsm.disk.mapping.RESERVATIONS = ()  # as under a limit of address space: only the needed size is reserved
     failing = False
 
     class Files(Directory):

@@ -44,21 +44,21 @@ def put(index: int, term: int = 1) -> tuple[int, int, bytes]:
 
 
 def started(function: Callable[[], object]) -> threading.Thread:
-    """Starts a thread that runs a function."""
+    """Start a thread that runs a function."""
     thread = threading.Thread(target=function, daemon=True)
     thread.start()
     return thread
 
 
 def waiters(machine: Machine) -> int:
-    """Returns how many callers are waiting."""
+    """Return how many callers are waiting."""
     if isinstance(machine, MemoryStateMachine):
         return len(inside(machine).waiters.waiting)
     return int(inside(machine).waiting_for_entries())
 
 
 def until_waiting(machine: Machine, count: int = 1) -> None:
-    """Returns once ``count`` callers are waiting."""
+    """Return once ``count`` callers are waiting."""
     deadline = time.monotonic() + PATIENCE
     while waiters(machine) < count and time.monotonic() < deadline:
         threading.Event().wait(0.001)
@@ -77,8 +77,8 @@ def test_an_applied_entry_is_not_waited_for(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("how", ["apply", "update_last_applied", "install_snapshot"])
-def test_it_returns_when_the_entry_is_applied(machine: Machine, how: str, tmp_path: Path) -> None:
-    """Whatever moves last applied past the index ends the wait, and reads then show the entry."""
+def test_wait_applied_returns_when_the_entry_is_applied(machine: Machine, how: str, tmp_path: Path) -> None:
+    """Any call that moves last applied past the index ends the wait, and reads then show the entry."""
     other = MemoryStateMachine()
     other.apply([put(1), put(2), put(3)])
     other.write_snapshot(tmp_path / "snapshot")
@@ -137,7 +137,7 @@ def test_a_timeout_is_a_timeout_error(machine: Machine) -> None:
 
 
 def waiting_for_seven(machine: Machine, kind: str) -> tuple[threading.Thread, list[BaseException]]:
-    """Returns a thread that waits for entry 7, itself or in a coroutine, and a list for what that wait raises."""
+    """Return a thread that waits for entry 7, itself or in a coroutine, and a list for what that wait raises."""
     found: list[BaseException] = []
 
     def wait() -> None:
@@ -159,7 +159,7 @@ def waiting_for_seven(machine: Machine, kind: str) -> tuple[threading.Thread, li
     [("stop", NotRunningError), ("close", NotRunningError), ("clear", OrderError), ("install", OrderError)],
 )
 @pytest.mark.parametrize("kind", ["thread", "coroutine"])
-def test_what_ends_the_wait_raises(
+def test_a_wait_that_cannot_succeed_raises(
     machine: Machine, end: str, error: type[Exception], kind: str, tmp_path: Path
 ) -> None:
     """A stop or a close is a NotRunningError; a reset, or the install of an older state, an OrderError."""

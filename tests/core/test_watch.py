@@ -34,7 +34,7 @@ LONG = 60.0  # seconds: longer than anything takes
 
 
 def fill(machine: Any, *commands: bytes, term: int = 1) -> None:
-    """Applies each command as an entry, all of them in one chunk."""
+    """Apply each command as an entry, all of them in one chunk."""
     first = machine.last_applied().index + 1
     machine.apply([(first + i, term, command) for i, command in enumerate(commands)])
 
@@ -144,7 +144,7 @@ def test_a_prefix_is_any_bytes_like_object(wrap: Any, directory: Path, machine_a
 
 
 def test_limits_split_an_entry_and_lose_nothing(directory: Path, machine_at: Opener) -> None:
-    """A read takes at most so many changes, or bytes of keys and values; a larger change comes alone."""
+    """A read's limits are a number of changes, and bytes of keys and values; a larger change is returned alone."""
     machine = machine_at(directory)
     fill(machine, batch([put(b"%d" % i, b"v" * size) for i, size in enumerate([9, 100, 9, 9])]))
     watch = machine.watch(start=1)
@@ -168,7 +168,7 @@ def test_bad_arguments_of_a_read(arguments: dict[str, Any], directory: Path, mac
 
 @pytest.mark.parametrize("start", [-1, 2**64 - 1, (-1, 0, 0), (1, 2**64, 0), (1, 1, -1)])
 def test_bad_numbers_to_start_at(start: Any, directory: Path, machine_at: Opener) -> None:
-    """They are a `ValueError`; an object that is neither an index nor a position is a `TypeError`."""
+    """A bad start index is a `ValueError`; an object that is neither an index nor a position is a `TypeError`."""
     machine = machine_at(directory)
     for one in (machine, MemoryStateMachine()):
         with pytest.raises(ValueError, match="expected"):
@@ -229,7 +229,7 @@ def test_without_a_start_it_begins_after_what_is_applied(prefix: bytes, director
 
 
 def test_an_index_that_is_to_come(directory: Path, machine_at: Opener) -> None:
-    """It returns changes from that entry on, and nothing before it."""
+    """A watch that starts at a future index returns changes from that entry on, and nothing before it."""
     machine = machine_at(directory)
     watch = machine.watch(start=3)
     assert watch.position == Position(2, None, 0)
@@ -305,7 +305,7 @@ def test_compaction_moves_a_watch(directory: Path, machine_at: Opener) -> None:
         machine.watch(start=Position(5, 1, 2))
 
 
-def test_what_was_told_whole_goes_on_after_its_entry_was_compacted(directory: Path, machine_at: Opener) -> None:
+def test_a_watch_that_delivered_everything_survives_a_compaction(directory: Path, machine_at: Opener) -> None:
     """With the log empty, a watch that has delivered everything continues; one within the last entry is lost."""
     machine = machine_at(directory, retain_entries=0)
     whole, part = machine.watch(), machine.watch()
@@ -361,7 +361,9 @@ def test_a_reset_ends_watches_and_an_install_too(tmp_path: Path, directory: Path
 
 
 @pytest.mark.parametrize("how", ["reset", "install"])
-def test_it_ends_while_it_waits(how: str, tmp_path: Path, directory: Path, machine_at: Opener) -> None:
+def test_a_waiting_read_ends_when_the_state_is_replaced(
+    how: str, tmp_path: Path, directory: Path, machine_at: Opener
+) -> None:
     """A waiting read gets the error as soon as the state is replaced."""
     machine = machine_at(directory)
     fill(machine, put(b"a", b"1"))
@@ -471,7 +473,7 @@ def test_stopping_the_machine_is_an_error_for_all(directory: Path, machine_at: O
 
 
 def test_closing_a_watch_ends_it(directory: Path, machine_at: Opener) -> None:
-    """It ends even while another thread waits; the machine and its other watches continue."""
+    """Closing a watch ends it, even while another thread waits; the machine and its other watches continue."""
     machine = machine_at(directory)
     other = machine.watch()
     with machine.watch() as watch:
@@ -485,7 +487,7 @@ def test_closing_a_watch_ends_it(directory: Path, machine_at: Opener) -> None:
     assert isinstance(watch, Watch)
 
 
-def test_one_consumer_each(directory: Path, machine_at: Opener) -> None:
+def test_a_second_concurrent_read_of_a_watch_is_refused(directory: Path, machine_at: Opener) -> None:
     """A second concurrent read is refused, and does not disturb the first."""
     machine = machine_at(directory)
     watch = machine.watch()
@@ -574,7 +576,7 @@ def test_a_callback_amid_a_write_cannot_wait_for_a_change(tmp_path: Path, direct
 
 
 def test_a_watch_begins_to_wait_while_a_procedure_runs(directory: Path, machine_at: Opener) -> None:
-    """It does not poll until the procedure ends: the procedure sees that it is waiting."""
+    """A watch that begins to wait while a procedure runs does not poll: the procedure sees that it waits."""
     waited: list[bool] = []
 
     @fastsm.procedure
@@ -632,7 +634,7 @@ def test_a_child_that_was_forked_reads_nothing(directory: Path, machine_at: Open
 
 
 def test_read_only_machines_tell_what_is_there(directory: Path, machine_at: Opener) -> None:
-    """They show a fixed state: its changes, and none to come."""
+    """Watches of a read-only machine return the changes of its fixed state, and none to come."""
     machine = machine_at(directory)
     fill(machine, put(b"a", b"1"))
     with FastStateMachine(directory, read_only=True) as other:

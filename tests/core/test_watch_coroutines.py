@@ -28,7 +28,7 @@ async def until_waiting(machine: FastStateMachine, count: int) -> None:
         await asyncio.sleep(0)
 
 
-def test_it_waits_for_what_comes(directory: Path, machine_at: Opener) -> None:
+def test_reads_wait_for_changes(directory: Path, machine_at: Opener) -> None:
     """`read_async` returns what there is, or waits for it; `async for` continues until the machine is closed."""
     machine = machine_at(directory)
 
@@ -91,7 +91,7 @@ def test_other_tasks_run_while_there_is_always_something_to_tell(
 
 
 def test_the_model_waits_too() -> None:
-    """Its coroutines are told of what other tasks apply."""
+    """The model's coroutines are woken by entries that other tasks apply."""
     machine = MemoryStateMachine()
 
     async def main() -> None:
@@ -212,7 +212,7 @@ def test_a_loop_that_was_closed_is_forgotten(directory: Path, machine_at: Opener
 
 @pytest.mark.parametrize("how", ["reset", "stop", "close", "close the watch"])
 def test_a_read_that_waits_hears_of_the_end(how: str, directory: Path, machine_at: Opener) -> None:
-    """It raises what a read on a thread would."""
+    """A waiting read is ended by a reset, stop or close, with the error that a read on a thread would raise."""
     machine = machine_at(directory)
 
     async def main() -> None:
@@ -251,7 +251,7 @@ def test_very_many_wait_at_once(directory: Path, machine_at: Opener) -> None:
 
 
 def test_a_second_task_is_refused(directory: Path, machine_at: Opener) -> None:
-    """One consumer each, on event loops too."""
+    """A second task that reads the same watch is refused."""
     machine = machine_at(directory)
 
     async def main() -> None:

@@ -50,7 +50,7 @@ class Reader:
 
 @contextmanager
 def at_collections(call: Callable[[], None]) -> Iterator[None]:
-    """Runs a function at each garbage collection, of which there is one whenever an object is made."""
+    """Run a function at each garbage collection, of which there is one whenever an object is made."""
 
     def start(phase: str, info: Any) -> None:
         if phase == "start":

@@ -1,4 +1,4 @@
-"""The seam to the system on file systems and under permissions that are not the usual ones."""
+"""The seam to the system on unusual file systems and with unusual permissions."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ with fastsm.FastStateMachine(path, mode=mode) as machine:
 
 
 def apply_as(user: int, group: int, path: Path, mode: str = "700") -> subprocess.CompletedProcess[str]:
-    """Applies one entry in a process that has become another user."""
+    """Apply one entry in a process that runs as another user."""
     command = [sys.executable, "-c", APPLY_AS, str(user), str(group), str(path), mode]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
 def open_to_search() -> Iterator[Path]:
-    """A folder that everybody can search, and so can its parents: pytest keeps others out of its own."""
+    """Provide a folder that, with its parents, every user can search, unlike pytest's own."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         os.chmod(folder, 0o711)
         yield Path(folder)
@@ -51,7 +51,7 @@ def open_to_search() -> Iterator[Path]:
 def test_a_file_system_without_fallocate_is_written_with_zeros(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    """Where the C library refuses to allocate, blocks are made by writing; every entry is applied and found again."""
+    """If the system cannot allocate blocks, zeros are written instead; every entry is applied and found again."""
 
     def refuse(*_: int) -> None:
         raise OSError(code, os.strerror(code))
@@ -64,7 +64,7 @@ def test_a_file_system_without_fallocate_is_written_with_zeros(
 
 
 def test_a_full_disk_is_still_an_error_of_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only a call that the system does not know has a substitute: for want of room nothing is written instead."""
+    """On a full disk allocation fails and nothing is written; only an unsupported call has a substitute."""
 
     def refuse(*_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -79,7 +79,7 @@ def test_a_full_disk_is_still_an_error_of_allocation(tmp_path: Path, monkeypatch
 
 
 def test_each_listing_opens_the_directory_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A descriptor that stays open shows old names on btrfs, so none is listed twice, nor is the one that is kept."""
+    """Each listing uses a new descriptor, because on btrfs one that stays open shows old names."""
     listed = []
     real = os.listdir
 
@@ -98,7 +98,7 @@ def test_each_listing_opens_the_directory_anew(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_content_of_the_lock_only_informs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a full disk neither process id nor time can be written: the directory is locked all the same."""
+    """The directory is locked even if process id and time cannot be written on a full disk."""
 
     def refuse(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -114,7 +114,7 @@ def test_the_content_of_the_lock_only_informs(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_lock_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``lock_timeout`` tries again until the holder is gone; without it, or at its end, the holder is named."""
+    """With ``lock_timeout`` an opening retries until the lock is free; after the timeout the error names the holder."""
     holder = fastsm.FastStateMachine(tmp_path)
     pauses = []
 
@@ -137,7 +137,7 @@ def test_a_lock_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_copy_of_the_lock_elsewhere_does_not_outlive_its_owners_close(tmp_path: Path) -> None:
-    """A child that is just being started may have a copy of the lock's descriptor: the owner unlocks, then closes."""
+    """A close releases the lock even if a child that is just being started has a copy of its descriptor."""
     directory = Directory(tmp_path)
     directory.lock()
     assert inside(directory).lock is not None
@@ -150,7 +150,7 @@ def test_a_copy_of_the_lock_elsewhere_does_not_outlive_its_owners_close(tmp_path
 @pytest.mark.parametrize(("option", "value"), [
     ("lock_timeout", -1), ("lock_timeout", math.nan), ("mode", 0o070), ("mode", 0o1700)])
 def test_options_that_make_no_sense_are_refused(tmp_path: Path, option: str, value: float) -> None:
-    """A wait of less than nothing, a directory that its owner could not enter: nothing is made."""
+    """A negative timeout, or a mode that its owner could not use, is a ``ValueError``, and nothing is made."""
     with pytest.raises(ValueError, match=option):
         fastsm.FastStateMachine(tmp_path / "state", **{option: value})
     assert not (tmp_path / "state").exists()
@@ -158,7 +158,7 @@ def test_options_that_make_no_sense_are_refused(tmp_path: Path, option: str, val
 
 @pytest.mark.parametrize(("mode", "of_files"), [(0o700, 0o600), (0o750, 0o640), (0o770, 0o660), (0o755, 0o644)])
 def test_mode_is_that_of_directory_and_files(tmp_path: Path, mode: int, of_files: int) -> None:
-    """Whatever the umask says, for every file that is made, also by a compaction."""
+    """The directory and every file, including those of a compaction, have the given mode, whatever the umask is."""
     before = os.umask(0o077)
     try:
         with fastsm.FastStateMachine(tmp_path / "state", mode=mode) as machine:
@@ -175,7 +175,7 @@ def test_mode_is_that_of_directory_and_files(tmp_path: Path, mode: int, of_files
 
 @needs_root
 def test_a_parent_that_may_only_be_searched(open_to_search: Path) -> None:
-    """A directory of one's own below a parent of 0711 opens: its name is its maker's to sync."""
+    """A directory opens whose parent may be searched but not read: its name need not be synced by the opening."""
     state = open_to_search / "state"
     state.mkdir()
     os.chown(state, 1234, 1234)
@@ -186,7 +186,7 @@ def test_a_parent_that_may_only_be_searched(open_to_search: Path) -> None:
 @needs_root
 @pytest.mark.parametrize("by", ["mode", "administrator"])
 def test_users_of_a_group_take_turns(open_to_search: Path, by: str) -> None:
-    """With ``mode=0o770``, or once LOCK was opened to the group, each opens what the other one has left."""
+    """With ``mode=0o770``, or after an administrator changed the files' modes, users of a group can take turns."""
     state = open_to_search / "state"
     state.mkdir()
     os.chown(state, 1234, 4321)

@@ -1,4 +1,4 @@
-"""The disk formats: every offset computed again, and every damage to a header or a frame told by its name."""
+"""The disk formats: every offset is recomputed, and every damage to a header or a frame has its own error."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ from support.by_hand import (
 
 
 def offsets(fields: list[str]) -> list[int]:
-    """Where each field starts, and where the last one ends."""
+    """Return the offset of each field, and of the end of the last one."""
     return [struct.calcsize("<" + "".join(fields[:count])) for count in range(len(fields) + 1)]
 
 
 # ---- offsets -----------------------------------------------------------------------------------------
 
 def chain_in_source(first: str, last: str) -> list[int]:
-    """The values of an enum chain in format.pxd, from one name to another."""
+    """Return the values of an enum chain in format.pxd, from one name to another."""
     source = (Path(fastsm.__file__).parent / "disk" / "format.pxd").read_text(encoding="utf-8")
     names: dict[str, int] = {}
     for name, left, added in re.findall(r"^    ([A-Z_]+) = (?:([A-Z_]+) \+ )?(\d+)\b", source, re.MULTILINE):
@@ -107,7 +107,7 @@ SAVED = headers.SavedTable(
     sessions=headers.SavedPart(3, 4, 5, 1, 0), touches=headers.SavedPart(6, 7, 0, 0, 0), ordered=9, body_checksum=2**63,
 )
 FLAT = (*SAVED[:-4], *SAVED.sessions, *SAVED.touches, SAVED.ordered, SAVED.body_checksum)
-ORDER = 65_536 + 2 * 65_536 + 32_832  # the second table's segment at the next multiple
+ORDER = 65_536 + 2 * 65_536 + 32_832  # the second table's segment starts at the next multiple
 TABLE_SIZE = ORDER + 8 * 9
 
 
@@ -119,7 +119,7 @@ def test_headers_are_what_struct_makes() -> None:
 
 
 def test_headers_come_back() -> None:
-    """Unpacking gives what was packed; a log may go on after its header."""
+    """Unpacking returns what was packed; a log may continue after its header."""
     assert headers.unpack_log_head(headers.pack_log_head(HEAD), "log") == HEAD
     assert headers.unpack_log_head(headers.pack_log_head(HEAD) + b"frames", "log") == HEAD
     assert headers.unpack_current(headers.pack_current(NAMED), "CURRENT") == NAMED
@@ -140,7 +140,7 @@ NAMES = ["log", "CURRENT", "table"]
 
 @pytest.mark.parametrize(("unpack", "packed"), HEADERS, ids=NAMES)
 def test_every_flipped_bit_of_a_header_is_corruption(unpack: Any, packed: bytes) -> None:
-    """Each bit of a header is under the magic or the checksum; the error names the file and where to look."""
+    """Each bit of a header is covered by the magic or the checksum; the error names the file and the offset."""
     for bit in range(8 * len(packed)):
         damaged = bytearray(packed)
         damaged[bit // 8] ^= 1 << bit % 8
@@ -154,7 +154,7 @@ def test_every_flipped_bit_of_a_header_is_corruption(unpack: Any, packed: bytes)
 
 @pytest.mark.parametrize(("unpack", "packed"), HEADERS, ids=NAMES)
 def test_a_header_cut_short_is_corruption(unpack: Any, packed: bytes) -> None:
-    """A header of any smaller size is refused as such."""
+    """A header of any smaller size is refused with its own error."""
     for size in range(len(packed)):
         with pytest.raises(CorruptionError, match=f"{size} bytes") as caught:
             unpack(packed[:size], "file")
@@ -169,7 +169,7 @@ def test_current_has_one_size() -> None:
 
 @pytest.mark.parametrize("version", [1, 2**32 - 1])
 def test_a_foreign_version_is_told_from_damage(version: int) -> None:
-    """Another version under a right checksum is a FormatVersionError; under a wrong one it is damage."""
+    """Another version with a correct checksum is a ``FormatVersionError``; with a wrong one it is damage."""
     log = sealed(LOG, b"FASTSM-L", version, 0, 1, 2, 3, 4, 0, bytes(32))
     named = sealed(CURRENT, b"FASTSM-C", version, 0, 1, 2, 3, 0, 0)
     saved = sealed(TABLE, b"FASTSM-T", version, 0, *FLAT)
@@ -182,14 +182,14 @@ def test_a_foreign_version_is_told_from_damage(version: int) -> None:
 
 
 def test_a_foreign_version_in_other_fields_is_still_a_version() -> None:
-    """A later version may use what is zero in this one: its version is judged first."""
+    """The version is checked first, because a later version may use fields that are zero in this one."""
     packed = sealed(LOG, b"FASTSM-L", 1, 99, 1, 2, 2**64 - 1, 2**64 - 1, 2**64 - 1, b"anything")
     with pytest.raises(FormatVersionError):
         headers.unpack_log_head(packed, "file")
 
 
 def test_reserved_bytes_are_refused() -> None:
-    """What must be zero is refused when it is not, even under a right checksum."""
+    """Reserved bytes that are not zero are refused, even if the checksum is correct."""
     for packed, unpack, offset in (
         (sealed(LOG, b"FASTSM-L", 0, 1, 1, 2, 3, 4, 0, bytes(32)), headers.unpack_log_head, 12),
         (sealed(CURRENT, b"FASTSM-C", 0, 1, 1, 2, 3, 0, 0), headers.unpack_current, 12),
@@ -204,16 +204,16 @@ def test_reserved_bytes_are_refused() -> None:
     ("base", "size", "offset"), [((2**64 - 1, 0), 0, 32), ((0, 2**64 - 1), 0, 40), ((1, 1), 2**39 + 1, 48)]
 )
 def test_a_base_that_cannot_be_is_corruption(base: tuple[int, int], size: int, offset: int) -> None:
-    """A log after an entry or a file that cannot be is refused, before any frame is looked at."""
+    """A log head with an impossible base entry or base size is refused."""
     headers.unpack_log_head(log_head(base=(2**64 - 2, 2**64 - 2), size=2**39), "log")
     with pytest.raises(CorruptionError) as caught:
         headers.unpack_log_head(log_head(base=base, size=size), "log")
     assert caught.value.offset == offset
 
 
-def test_sections_of_a_saved_table_lie_one_behind_the_other() -> None:
+def test_sections_of_a_saved_table_lie_one_after_the_other() -> None:
     """Each section starts at a multiple of 8, the segments at one of 65,536, and the order ends the file."""
-    # Two entries of a directory take 8 bytes, one is padded to as many; the touches have no segments, and so none.
+    # Two entries of a directory take 8 bytes, and one is padded to 8; the touches have no segments, hence no directory.
     assert SAVED.sections == (
         288, 360, 408, (448, 456, 464), (464, 512), 528, (65_536, 196_608, 229_440), ORDER, TABLE_SIZE)
     assert SAVED._replace(ordered=0).sections.end == ORDER
@@ -225,14 +225,14 @@ def test_sections_of_a_saved_table_lie_one_behind_the_other() -> None:
 @pytest.mark.parametrize("field", ["runs", "metadata_size", "dead_words", "segments", "depth", "ordered"])
 @pytest.mark.parametrize("number", [2**17, 2**31, 2**61, 2**64 - 1])
 def test_sections_that_do_not_add_up_are_refused(field: str, number: int) -> None:
-    """A saved table whose counts do not give its file's size is refused, however large they are."""
+    """A saved table whose counts do not match its file's size is refused, however large they are."""
     packed = headers.pack_saved_table(SAVED._replace(**{field: number}))
     with pytest.raises(CorruptionError, match="sections"):
         unpack_table(packed, "table")
 
 
 def test_a_directory_of_another_version_is_left_alone(directory: Path) -> None:
-    """Opening files of another version raises FormatVersionError and writes nothing to them."""
+    """Opening files of another version raises ``FormatVersionError`` and writes nothing to them."""
     directory.mkdir()
     for current_version, log_version in ((1, 0), (0, 1)):
         files = {
@@ -247,7 +247,7 @@ def test_a_directory_of_another_version_is_left_alone(directory: Path) -> None:
 
 
 def test_a_log_that_current_does_not_name_is_corruption(directory: Path) -> None:
-    """A log of another identity or generation, or none at all, is corruption that names the log."""
+    """A log of another identity or generation, or a missing log, is corruption that names the log."""
     directory.mkdir()
     (directory / "CURRENT").write_bytes(current())
     for content in (None, log_head(identity=IDENTITY + 1), log_head(generation=2)):
@@ -268,7 +268,7 @@ def write_log(directory: Path, *frames: bytes, durable: int = START) -> None:
 
 
 def test_frames_are_what_struct_makes(directory: Path) -> None:
-    """A log written by the library is, byte for byte, what this file makes from the same history."""
+    """A log written by the library equals, byte for byte, the one that this file makes from the same history."""
     with FastStateMachine(directory, contiguous=False) as machine:
         machine.apply([
             (2, 1, fastsm.put(b"key", b"value")), (3, 1, fastsm.noop()), (7, 4, fastsm.delete(b"k")),
@@ -301,7 +301,7 @@ def test_frames_are_what_struct_makes(directory: Path) -> None:
 
 
 def test_a_log_made_by_hand_opens(directory: Path) -> None:
-    """Frames made from the page of formats are read: state, terms and last applied."""
+    """Frames made by hand from docs/format.md are read: state, terms and last applied."""
     first = frame(START, [run(4, GAP), run(6, 2)], record(PUT, 5, b"a", b"1") + record(PUT, 6, b"b", b""))
     second = frame(
         START + len(first), [run(7, 3)], record(DELETE, 7, b"b"), lag=2**32 - 1, previous=frame_checksum(first))
@@ -371,7 +371,7 @@ MALFORMED = {
 def test_content_that_does_not_add_up_is_corruption(
     directory: Path, runs: list[bytes], records: bytes
 ) -> None:
-    """Under a right checksum nonsense is corruption at the frame's offset, and the files stay as they are."""
+    """Malformed content with a correct checksum is corruption at the frame's offset, and the log stays unchanged."""
     write_log(directory, frame(START, runs, records))
     before = (directory / "log-1").read_bytes()
     with pytest.raises(CorruptionError, match="malformed") as caught:
@@ -383,7 +383,7 @@ def test_content_that_does_not_add_up_is_corruption(
 
 
 def sealed_sizes(length: int, lag: int, count: int) -> bytes:
-    """A header alone, under a right seal."""
+    """Return a frame's header alone, with a correct seal."""
     sizes = struct.pack("<QII", length, lag, count)
     return struct.pack("<Q16sQ", 1, sizes, seal(sizes, IDENTITY, START))
 
@@ -408,7 +408,7 @@ NO_FRAME = {
 
 @pytest.mark.parametrize("content", NO_FRAME.values(), ids=NO_FRAME.keys())
 def test_what_is_no_frame_is_torn_or_corrupt(tmp_path: Path, content: bytes) -> None:
-    """The same bytes are a torn tail where nothing was known durable, and corruption where it was."""
+    """The same bytes are a torn tail if they were not known to be durable, and corruption if they were."""
     write_log(tmp_path / "torn", content)
     with FastStateMachine(tmp_path / "torn") as machine:
         assert machine.last_applied() == (0, 0)

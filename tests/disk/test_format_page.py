@@ -1,4 +1,4 @@
-"""docs/format.md is enough: a reader made from that page alone reads what the library writes.
+"""docs/format.md is complete: a reader made from that page alone reads what the library writes.
 
 The reader is support/page_reader.py; fastsm is used to write, and as the model to compare with.
 """
@@ -60,7 +60,7 @@ def random_entry(rng: random.Random, index: int, term: int) -> Entry:
 
 
 def drive(machine: FastStateMachine, model: MemoryStateMachine, rng: random.Random, contiguous: bool) -> None:
-    """Random chunks, terms, gaps, hard state and flushes, to both."""
+    """Apply random chunks, terms, gaps, hard state and flushes to both."""
     for _ in range(60):
         index, term = model.last_applied()
         chunk = []
@@ -99,7 +99,7 @@ def assert_same(state: Decoded, model: MemoryStateMachine) -> None:
 @pytest.mark.parametrize("contiguous", [True, False])
 @pytest.mark.parametrize("seed", range(5))
 def test_page_reads_a_closed_directory(directory: Path, seed: int, contiguous: bool) -> None:
-    """After a clean close a reader made from the page finds the model's state, all of it known durable."""
+    """After a clean close a reader made from the page finds the model's state, all of it durable."""
     rng = random.Random(seed)
     model = MemoryStateMachine(contiguous=contiguous)
     with FastStateMachine(directory, contiguous=contiguous) as machine:
@@ -117,7 +117,7 @@ def test_page_reads_a_closed_directory(directory: Path, seed: int, contiguous: b
 def test_page_reads_a_living_directory(
     directory: Path, machine_at: Callable[..., FastStateMachine]
 ) -> None:
-    """Beside a living owner the reader finds what was flushed; the room ahead is zeros."""
+    """While an owner has the directory open, the reader finds everything flushed; the room ahead is zeros."""
     model = MemoryStateMachine()
     machine = machine_at(directory)
     drive(machine, model, random.Random(9), True)
@@ -148,7 +148,7 @@ def test_page_reads_the_next_generation(directory: Path) -> None:
 
 @pytest.fixture
 def saved_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However small the state is."""
+    """Save tables of states of any size."""
     monkeypatch.setattr(fastsm.core.generations, "SAVE_TABLE_ABOVE", 0)
 
 
@@ -157,7 +157,7 @@ def saved_tables(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_page_reads_a_base_and_a_saved_table(
     directory: Path, tmp_path: Path, seed: int, contiguous: bool, saved_tables: None
 ) -> None:
-    """Behind compactions, a restart, an install and a kill: base, log and table are what the page says they are."""
+    """After compactions, a restart, an install and a kill, base, log and table are as the page describes them."""
     rng = random.Random(seed)
     model = MemoryStateMachine(contiguous=contiguous)
     with FastStateMachine(directory, contiguous=contiguous, retain_entries=100) as machine:
@@ -193,7 +193,7 @@ def table_log_base(path: Path) -> tuple[bytes, bytes, bytes]:
 
 
 def test_page_reads_a_table_of_many_segments(directory: Path, saved_tables: None) -> None:
-    """Every key is in the slot that its hash leads to, however often segments have split."""
+    """Every key is in a slot where its hash belongs, however often segments were split."""
     with FastStateMachine(directory) as machine:
         for start in range(0, 30_000, 1_000):
             machine.apply([(i, 1, fastsm.put(b"%d" % i, b"")) for i in range(start + 1, start + 1_001)])
@@ -203,7 +203,7 @@ def test_page_reads_a_table_of_many_segments(directory: Path, saved_tables: None
 
 
 class Remembering(MemoryStateMachine):
-    """The model, with the entries that it applied."""
+    """The model, which also records the entries that it applied."""
 
     applied: tuple[Entry, ...] = ()
 
@@ -217,7 +217,7 @@ class Remembering(MemoryStateMachine):
 @pytest.mark.parametrize("compress", ["none", "zstd"])
 @pytest.mark.parametrize("seed", range(3))
 def test_page_reads_snapshots(directory: Path, tmp_path: Path, seed: int, compress: str) -> None:
-    """A snapshot's state is the model's, with any attachment and codec, as of any entry."""
+    """The page reads snapshots with any attachment and codec, as of any entry: they have the model's state."""
     rng = random.Random(seed)
     model = Remembering(contiguous=False)
     with FastStateMachine(directory, contiguous=False) as machine:
@@ -249,7 +249,7 @@ def test_page_reads_snapshots(directory: Path, tmp_path: Path, seed: int, compre
 # ---- the page's own example --------------------------------------------------------------------------
 
 def printed_files() -> list[bytes]:
-    """CURRENT, log-1 and the snapshot as the page prints them."""
+    """Return CURRENT, log-1 and the snapshot that the page prints."""
     blocks = re.findall(r"```\n((?:[0-9a-f]{4}  [0-9a-f ]+\n)+)```", PAGE.read_text(encoding="utf-8"))
     assert len(blocks) == 3
     files = []
@@ -264,7 +264,7 @@ def printed_files() -> list[bytes]:
 
 
 def test_printed_example_decodes(directory: Path) -> None:
-    """The bytes that the page prints mean what the page says, to the page's reader and to the library."""
+    """The page's reader and the library both read the printed bytes as the page says."""
     directory.mkdir()
     for name, content in zip(("CURRENT", "log-1", FILE), printed_files(), strict=True):
         (directory / name).write_bytes(content)

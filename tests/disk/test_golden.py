@@ -1,4 +1,4 @@
-"""Golden files: what earlier commits wrote is read as it was meant. See tests/golden/regenerate.py."""
+"""Golden files: files written by earlier commits are still read correctly. See tests/golden/regenerate.py."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HISTORIES = sorted(name for name in EXPECTED if name.startswith("long-history-")
 
 @pytest.fixture(params=STATES)
 def golden(request: pytest.FixtureRequest, directory: Path) -> tuple[Path, dict[str, Any]]:
-    """A copy of a golden directory, and what it holds."""
+    """Provide a copy of a golden directory, and what it holds."""
     shutil.copytree(GOLDEN / request.param, directory)
     return directory, EXPECTED[request.param]
 
@@ -52,7 +52,7 @@ def assert_items(machine: FastStateMachine, expected: dict[str, Any]) -> None:
 def test_golden_state_is_read(
     golden: tuple[Path, dict[str, Any]], machine_at: Callable[..., FastStateMachine], with_table: bool
 ) -> None:
-    """A golden directory opens, cleanly, and holds exactly what it was made with; so it does without its table."""
+    """A golden directory opens as cleanly closed, with exactly its original state, with and without its table."""
     directory, expected = golden
     tables = list(directory.glob("table-*"))
     if not with_table:
@@ -75,7 +75,7 @@ def test_golden_state_is_read(
 
 
 def test_golden_state_is_not_changed_by_looking(golden: tuple[Path, dict[str, Any]]) -> None:
-    """Opening and closing a cleanly closed directory leaves its files as they were, byte for byte."""
+    """Opening and closing a cleanly closed directory does not change a byte of its files."""
     directory, _ = golden
     before = {path.name: path.read_bytes() for path in directory.iterdir()}
     FastStateMachine(directory, contiguous=False).close()
@@ -83,7 +83,7 @@ def test_golden_state_is_not_changed_by_looking(golden: tuple[Path, dict[str, An
 
 
 def test_golden_state_goes_on(golden: tuple[Path, dict[str, Any]]) -> None:
-    """New entries can be applied after what a golden directory holds, and both are there afterwards."""
+    """New entries can be applied to a golden directory, and are there afterwards, together with the old state."""
     directory, expected = golden
     index, term = expected["last_applied"]
     with FastStateMachine(directory, contiguous=False) as machine:
@@ -97,7 +97,7 @@ def test_golden_state_goes_on(golden: tuple[Path, dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize(("name", "expected"), SNAPSHOTS.items(), ids=SNAPSHOTS.keys())
 def test_golden_snapshot_is_read(name: str, expected: dict[str, Any], tmp_path: Path) -> None:
-    """A golden snapshot verifies, says what it was made to say, and is installed."""
+    """A golden snapshot verifies, has the metadata that it was made with, and can be installed."""
     last = LogId(*expected["last_included"])
     with open_snapshot(GOLDEN / name) as snapshot:
         snapshot.verify()
@@ -121,7 +121,7 @@ def test_golden_snapshot_is_read(name: str, expected: dict[str, Any], tmp_path: 
 
 @pytest.mark.parametrize(("name", "expected"), SNAPSHOTS.items(), ids=SNAPSHOTS.keys())
 def test_golden_snapshot_is_written_again(name: str, expected: dict[str, Any], tmp_path: Path) -> None:
-    """The same history gives the same file, byte for byte; a compressed one the same state."""
+    """The same history gives the same snapshot file, byte for byte; a compressed one has the same state."""
     with FastStateMachine(tmp_path / "state", contiguous=False) as machine:
         play(machine)
         machine.write_snapshot(
@@ -136,7 +136,7 @@ def test_golden_snapshot_is_written_again(name: str, expected: dict[str, Any], t
 @pytest.mark.parametrize("name", HISTORIES)
 @pytest.mark.parametrize("chunk", [1, 7, LONG])
 def test_golden_history_gives_the_golden_checksum(name: str, chunk: int, tmp_path: Path) -> None:
-    """On every version of Python, in chunks of any size, through a compaction and a restart: one checksum."""
+    """A history gives one snapshot checksum on every Python, in chunks of any size, across compaction and restart."""
     entries = list(long_history())
     assert len(entries) == LONG
     machine = FastStateMachine(tmp_path / "state", contiguous=False)
@@ -152,20 +152,20 @@ def test_golden_history_gives_the_golden_checksum(name: str, chunk: int, tmp_pat
 
 @pytest.mark.parametrize("command", GOLDEN_COMMANDS, ids=lambda command: command["name"])
 def test_golden_command_is_understood(command: dict[str, str]) -> None:
-    """A golden command passes the check and says what it was made to say."""
+    """A golden command passes the check and decodes to what it was made of."""
     data = bytes.fromhex(command["bytes"])
     fastsm.check(data)
     assert repr(fastsm.decode(data)) == command["says"]
 
 
 def test_golden_command_is_made_again() -> None:
-    """What makes commands makes the golden ones, byte for byte."""
+    """The functions that make commands make the golden ones, byte for byte."""
     made = {name: command.hex() for name, command in COMMANDS.items()}
     assert made == {command["name"]: command["bytes"] for command in EXPECTED["commands-0"]}
 
 
 def test_golden_files_are_complete() -> None:
-    """Every golden file is described, and the other way round; every kind of command is among them."""
+    """Every golden file has a description, every description has a file, and every kind of command is included."""
     assert sorted(path.name for path in GOLDEN.iterdir() if path.name.startswith("state-")) == STATES
     assert {path.relative_to(GOLDEN).as_posix() for path in GOLDEN.glob("snapshots-*/*")} == SNAPSHOTS.keys()
     assert {bytes.fromhex(command["bytes"])[1] for command in GOLDEN_COMMANDS} == {*range(1, 8), *range(12, 19)}

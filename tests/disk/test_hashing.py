@@ -1,4 +1,4 @@
-"""The two hash functions, against implementations that are not ours."""
+"""The two hash functions, compared with independent implementations."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ print(json.dumps([hash(bytes.fromhex(line.strip())) for line in sys.stdin]))
 
 
 def as_hash(hashed: int) -> int:
-    """What CPython makes of a SipHash: a signed number that is never -1, an error's sign."""
+    """Return a SipHash as CPython's signed hash, which is never -1, because -1 marks an error."""
     signed = hashed - (1 << 64) if hashed >> 63 else hashed
     return -2 if signed == -1 else signed
 
 
 @pytest.mark.parametrize(("size", "expected"), VECTORS.items())
 def test_siphash_gives_recorded_vectors(size: int, expected: int) -> None:
-    """SipHash-1-3 gives what an independent implementation gave, on every interpreter."""
+    """SipHash-1-3 gives the recorded results of an independent implementation, on every interpreter."""
     assert siphash(bytes(range(size))) == expected
 
 
@@ -71,7 +71,7 @@ def test_siphash_depends_on_every_bit_of_seed_and_input() -> None:
 
 
 def test_siphash_tells_lengths_of_zeros_apart() -> None:
-    """Zeros are not padding: every length of them has its own hash, the empty string one too."""
+    """Strings of zeros of different lengths, including the empty one, have different hashes."""
     assert len({siphash(bytes(size)) for size in range(64)}) == 64
 
 
@@ -94,6 +94,6 @@ def test_checksum_of_a_large_unaligned_buffer() -> None:
 
 @pytest.mark.parametrize("function", [siphash, checksum])
 def test_hashes_refuse_text(function) -> None:
-    """Text has no bytes: it is a TypeError."""
+    """A `str` is a ``TypeError``."""
     with pytest.raises(TypeError):
         function("text")

@@ -1,4 +1,4 @@
-"""The search for torn tails: what a crash leaves is torn, whatever it is of; what proves a loss is found."""
+"""The search for torn tails: any tail that a crash leaves is torn, and every proof of a loss is found."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from support import by_hand, tails
 
 IDENTITY = by_hand.IDENTITY
 MANY = int(os.environ.get("FASTSM_TAILS", "10000"))
-PIECE = 1 << 20  # of a file, that is read at a time
+PIECE = 1 << 20  # bytes of a file that are read at a time
 
 
 def last_word(data: bytes | bytearray, end: int) -> int:
-    """Where the last 8 bytes end that are not all zero; of what is left of fewer at the end, the last byte."""
+    """Return the end of the last word that is not zero; within a partial word at the end, that of the last byte."""
     used = len(bytes(data).rstrip(b"\0"))
     return end + (used if used > len(data) & ~7 else used + -used % 8)
 
 
 def header(offset: int, watermark: int, length: int = 64) -> bytes:
-    """The header of a frame without its rest, which says how far the file was durable."""
+    """Return the header of a frame without the rest of it; the header records how far the file was durable."""
     sizes = struct.pack("<QII", length, (offset - watermark) // 8, 0)
     return struct.pack("<Q16sQ", 1, sizes, by_hand.seal(sizes, IDENTITY, offset))
 
 
 @pytest.mark.parametrize("part", range(4))
 def test_whatever_a_crash_leaves_is_torn(part: int) -> None:
-    """Honest frames of values of every shape, of which pages are lost: never a proof, and the tail's end is right."""
+    """Ordinary frames with values of every shape and lost pages never prove a loss, and the tail's end is correct."""
     for number in range(part, MANY, 4):
         dice = random.Random(f"tail {number}")
         durable = LOG_HEADER_BYTES + 8 * dice.randrange(1 << dice.randrange(1, 30))
@@ -45,7 +45,7 @@ def test_whatever_a_crash_leaves_is_torn(part: int) -> None:
 
 
 def test_a_header_that_proves_a_loss_is_found_in_every_tail() -> None:
-    """Among the same bytes, one header that says that more was durable is the proof, whatever is around it."""
+    """A header that says that more was durable is found as the proof of a loss, whatever is around it."""
     for number in range(1_000):
         dice = random.Random(f"proof {number}")
         end = LOG_HEADER_BYTES + 8 * dice.randrange(1 << dice.randrange(1, 30))
@@ -61,7 +61,7 @@ def test_a_header_that_proves_a_loss_is_found_in_every_tail() -> None:
 
 @pytest.mark.parametrize("lost", [8, 16, 24])
 def test_a_header_whose_seal_does_not_match_proves_nothing(lost: int) -> None:
-    """Every word under the seal, and the seal itself, must be there; the checksum before it need not."""
+    """A header proves a loss only if its seal matches; the frame's checksum before it need not be right."""
     end = 4_096
     data = bytearray(bytes(64) + header(end + 64, end + 8))
     assert search_bytes(data, IDENTITY, end, end).proof == end + 64
@@ -72,7 +72,7 @@ def test_a_header_whose_seal_does_not_match_proves_nothing(lost: int) -> None:
 
 
 def test_a_header_of_another_file_or_place_proves_nothing() -> None:
-    """Its seal is for one identity and one offset, both of which a copied value lacks."""
+    """A header copied from another file or offset proves nothing, because its seal includes both."""
     end, data = 4_096, bytes(64) + header(4_096 + 64, 4_104)
     assert search_bytes(data, IDENTITY, end, end).proof
     assert not search_bytes(data, IDENTITY + 1, end, end).proof
@@ -90,7 +90,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_tail_costs_one_look_a_word(kind: str) -> None:
-    """However many headers it seems to hold, and however long they say they are: looks are at most its words."""
+    """The search looks at each word of a tail at most once, however many headers the tail seems to hold."""
     end, size = 4_096, 4 << 20
     for first in (0, 8, 16):
         data = (bytes(first) + HOSTILE[kind] * (size // len(HOSTILE[kind])))[:size]
@@ -109,7 +109,7 @@ def written(path: Path, *parts: tuple[int, bytes], size: int) -> int:
 
 @pytest.mark.parametrize("distance", range(-48, 24, 8))
 def test_a_proof_over_the_seam_of_two_pieces_is_found(tmp_path: Path, distance: int) -> None:
-    """The file is read in pieces that overlap by a header: none falls between two."""
+    """A header that spans two pieces of the file is found, because pieces overlap by a header."""
     end = 8 * 500
     at = end + PIECE + distance
     noise = random.Random(1).randbytes(2 * PIECE)
@@ -125,7 +125,7 @@ def test_a_proof_over_the_seam_of_two_pieces_is_found(tmp_path: Path, distance: 
 
 @pytest.mark.parametrize("before", [0, 8])
 def test_a_proof_at_the_edge_of_a_hole_is_found(tmp_path: Path, before: int) -> None:
-    """The checksum of a frame, which its seal does not cover, may lie in a page that was lost."""
+    """A header is found even if the frame's checksum, which the seal does not cover, is in a lost page."""
     page = 1 << 20
     at = page - before
     descriptor = written(tmp_path / "file", (page, header(at, at)[before:]), size=1 << 40)
@@ -137,7 +137,7 @@ def test_a_proof_at_the_edge_of_a_hole_is_found(tmp_path: Path, before: int) -> 
 
 
 def test_a_file_that_ends_within_a_header_is_torn(tmp_path: Path) -> None:
-    """A cut at any byte of a proof leaves no proof; the end of the tail is that of its last byte."""
+    """A header that is cut at any byte proves nothing, and the tail's end is within the file."""
     end, proof = 4_096, header(4_096 + 64, 4_104)
     for size in range(len(proof)):
         descriptor = written(tmp_path / f"{size}", (end + 64, proof[:size]), size=end + 64 + size)

@@ -1,4 +1,4 @@
-"""The example of a Raft from nothing: killed, cut off and paused, it stays linearizable and loses nothing."""
+"""The example raft_from_nothing: with nodes killed, cut off and paused, it stays linearizable and loses nothing."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SECONDS = 20
 
 @pytest.mark.parametrize("changes", [False, True], ids=["same members", "members change"])
 def test_a_cluster_that_is_killed_and_cut_stays_linearizable(tmp_path: Path, changes: bool) -> None:
-    """Reads, writes and swaps of single keys are linearizable, each addition counts once, all replicas are equal.
+    """Reads, writes and swaps of single keys are linearizable, each addition counts once, and all replicas are equal.
 
-    Also while nodes are added and removed, those that are killed or cut off among them.
+    This holds even while nodes, including killed ones and those cut off, are added and removed.
     """
     seed = random.randrange(1 << 32)
     print("seed", seed)
@@ -35,7 +35,7 @@ def test_a_cluster_that_is_killed_and_cut_stays_linearizable(tmp_path: Path, cha
 
 
 def test_the_demonstration_shows_what_the_docs_say(tmp_path: Path) -> None:
-    """Started without arguments it writes, loses its leader, gains a member, and ends."""
+    """Without arguments the example writes, loses its leader, gains a member, and ends."""
     shown = subprocess.run(
         [sys.executable, EXAMPLE], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert (shown.returncode, shown.stderr) == (0, "")
@@ -59,5 +59,5 @@ def test_the_demonstration_shows_what_the_docs_say(tmp_path: Path) -> None:
     ],
 )
 def test_the_checker_knows_right_from_wrong(right: bool, operations: list[Operation]) -> None:
-    """A stale read, a value from nowhere or from the future, two swaps from one value: found; the rest is allowed."""
+    """The checker finds a stale read, a value never or not yet written, and two swaps from one value; others pass."""
     assert is_linearizable(operations) is right

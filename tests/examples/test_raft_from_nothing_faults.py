@@ -1,7 +1,7 @@
-"""Mistakes planted into the example of a Raft from nothing: for each a schedule of messages that shows it.
+"""Mistakes planted into the example raft_from_nothing, each with a schedule of messages that shows it.
 
-There are no sockets, and nobody holds elections by himself: messages arrive unless a node is cut off, a node's time is
-what the test says, and who campaigns does so when the test says so.
+There are no sockets and no automatic elections: messages arrive unless a node is cut off, the test sets each node's
+time, and a node campaigns when the test says so.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from support.linearizability import UNKNOWN, Operation, is_linearizable
 from support.small_cluster import imported_example
 
 KEY = b"x"
-IN_VAIN = 4  # messages that did not arrive: until then a node that can answer without them has
+IN_VAIN = 4  # lost messages after which a node that could answer without them would have answered
 
 
 class HandLink:
-    """What nodes use in the place of a connection."""
+    """A node's connection, whose messages the test delivers."""
 
     def __init__(self, cluster: Cluster, source: str, target: str) -> None:
         self.cluster, self.source, self.target = cluster, source, target
@@ -48,7 +48,7 @@ class HandLink:
 
 
 class Cluster:
-    """Three nodes on one event loop, and what their clients saw of one key."""
+    """Three nodes on one event loop, and the results that their clients got for one key."""
 
     def __init__(self, folder: Path, example: ModuleType) -> None:
         self.example = example
@@ -67,12 +67,12 @@ class Cluster:
         return node
 
     def _now(self, name: str) -> float:
-        """A clock goes on with each look at it; that of a node that is cut off stands still."""
+        """Return a node's time, which advances at each call, except for a node that is cut off."""
         self.times[name] += 0 if name in self.cut else 1e-6
         return self.times[name]
 
     async def campaign(self, name: str) -> None:
-        """A node that has heard of no leader for long campaigns, and nobody else has heard of one."""
+        """Let a node campaign, as if it and all others had not heard from a leader for long."""
         for other in self.times:
             self.times[other] += 0 if other in self.cut else 10
         node = self.nodes[name]
@@ -87,7 +87,7 @@ class Cluster:
         await self._attempt(self._ask(name, "get", None, {"type": "get"}, KEY))
 
     async def _attempt(self, work: Awaitable[None]) -> None:
-        """A client's request, up to its answer, or until it is certain that there is none for now."""
+        """Run a client's request until it is answered, or certainly will not be for now."""
         task = asyncio.ensure_future(work)
         self._clients.add(task)
         until = self.in_vain + IN_VAIN
@@ -102,7 +102,7 @@ class Cluster:
         self.seen.append(Operation(called, returned, kind, argument, result))
 
     async def end(self) -> None:
-        """Everybody hears everybody; every request is answered."""
+        """Reconnect all nodes, and answer every request."""
         self.cut = set()
         await asyncio.wait_for(asyncio.gather(*self._clients), 60)
         tasks = [task for node in self.nodes.values() for task in node.tasks]
@@ -119,7 +119,7 @@ class Cluster:
 
 
 async def leader_that_was_replaced(cluster: Cluster) -> None:
-    """A leader that is cut off, and whose clock stands still, is read from after another one was written to."""
+    """Read from a leader that is cut off, and whose clock stands still, after a write through another leader."""
     await cluster.campaign("a")
     await cluster.put("a", b"1")
     cluster.cut = {"a"}
@@ -129,7 +129,7 @@ async def leader_that_was_replaced(cluster: Cluster) -> None:
 
 
 async def follower_that_is_late(cluster: Cluster) -> None:
-    """A follower that is cut off is read from."""
+    """Read from a follower that is cut off."""
     await cluster.campaign("a")
     await cluster.put("a", b"1")
     cluster.cut = {"c"}
@@ -138,7 +138,7 @@ async def follower_that_is_late(cluster: Cluster) -> None:
 
 
 async def candidate_that_lacks_an_entry(cluster: Cluster) -> None:
-    """A node that was cut off during a write campaigns when the leader is, and is read from."""
+    """Let a node that was cut off during a write campaign while the leader is cut off, and read from it."""
     await cluster.campaign("a")
     cluster.cut = {"c"}
     await cluster.put("a", b"1")
@@ -148,7 +148,7 @@ async def candidate_that_lacks_an_entry(cluster: Cluster) -> None:
 
 
 async def leader_that_is_alone(cluster: Cluster) -> None:
-    """A leader that is cut off is written to; its successor is read from."""
+    """Write to a leader that is cut off, and read from its successor."""
     await cluster.campaign("a")
     cluster.cut = {"a"}
     await cluster.put("a", b"1")
@@ -206,7 +206,7 @@ SHOWN_BY = {
 
 @pytest.fixture
 def example() -> Iterator[ModuleType]:
-    """The example's module ``node``."""
+    """Provide the example's module ``node``."""
     with imported_example() as node:
         yield node
 
@@ -230,7 +230,7 @@ def seen_in(
 def test_the_example_is_linearizable_where_mistakes_show(
     tmp_path: Path, example: ModuleType, monkeypatch: pytest.MonkeyPatch, schedule: Callable[[Cluster], Awaitable[None]]
 ) -> None:
-    """As it is: what it cannot answer rightly it does not answer."""
+    """Without a mistake the example is linearizable in every schedule: it does not answer what it cannot know."""
     seen = seen_in(schedule, tmp_path, example, monkeypatch)
     assert is_linearizable(seen), seen
     assert any(one.returned != UNKNOWN for one in seen)
@@ -240,7 +240,7 @@ def test_the_example_is_linearizable_where_mistakes_show(
 def test_a_planted_mistake_is_seen_at_once(
     tmp_path: Path, example: ModuleType, monkeypatch: pytest.MonkeyPatch, mistake: str
 ) -> None:
-    """With the mistake the same schedule comes to a history that no order explains."""
+    """With the mistake the same schedule gives a history that no order explains."""
     plant(mistake, example, monkeypatch)
     seen = seen_in(SHOWN_BY[mistake], tmp_path, example, monkeypatch)
     assert all(one.returned != UNKNOWN for one in seen), seen
@@ -251,7 +251,7 @@ def test_a_planted_mistake_is_seen_at_once(
 
 
 def is_explained(operations: list[Operation]) -> bool:
-    """Whether any order of them, in which those that got no answer may be missing, explains what was seen."""
+    """Return whether any order of the operations, with or without unanswered ones, explains the results."""
     said = [one for one in operations if one.returned != UNKNOWN]
     maybe = [one for one in operations if one.returned == UNKNOWN]
     return any(
@@ -272,7 +272,7 @@ def explains(order: Sequence[Operation]) -> bool:
 
 
 def history(dice: random.Random) -> list[Operation]:
-    """A few operations whose results are mostly chance."""
+    """Return a few operations with mostly random results."""
     found = []
     for _ in range(dice.choice((3, 4, 5))):
         called = dice.randrange(8)
@@ -286,7 +286,7 @@ def history(dice: random.Random) -> list[Operation]:
 
 
 def test_the_checker_agrees_with_trying_every_order() -> None:
-    """For thousands of short histories, a good part of which is linearizable."""
+    """The checker agrees with a search of all orders for thousands of short histories, many of them linearizable."""
     dice = random.Random(21)
     right = 0
     for _ in range(3000):

@@ -1,4 +1,4 @@
-"""The example of a Raft from nothing, at the steps that a run of a cluster seldom meets."""
+"""The example raft_from_nothing, at steps that a run of a cluster seldom reaches."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from support.small_cluster import imported_example
 
 @pytest.fixture
 def example() -> Iterator[ModuleType]:
-    """Its module ``node``."""
+    """Provide the example's module ``node``."""
     with imported_example() as node:
         yield node
 
 
 def state_as_of(folder: Path, applied: LogId) -> None:
-    """A state to which a leader's snapshot as of an entry was installed."""
+    """Make a state into which a leader's snapshot as of an entry was installed."""
     with FastStateMachine(folder / "leader", contiguous=False) as leader:
         leader.apply([(*applied, noop())])
         leader.write_snapshot(folder / "sent")
@@ -37,8 +37,9 @@ def state_as_of(folder: Path, applied: LogId) -> None:
 def test_a_log_of_another_history_than_the_state_begins_after_it(
     tmp_path: Path, example: ModuleType, last: int
 ) -> None:
-    """Killed between an install and the log's step: entries that were never committed do not stay, before or after the
-    snapshot's entry, and count in no election. It is the same at the next start.
+    """After a kill between an install and the log's compaction, entries that were never committed do not stay.
+
+    They are removed before and after the snapshot's entry, count in no election, and are not back at the next start.
     """
     with RaftLog(tmp_path / "log") as log:
         log.append([(index, 2, noop()) for index in range(1, last + 1)])
@@ -51,7 +52,7 @@ def test_a_log_of_another_history_than_the_state_begins_after_it(
 
 
 def test_a_log_that_the_state_agrees_with_is_kept(tmp_path: Path, example: ModuleType) -> None:
-    """The state ends before the log, at an entry that the log holds: nothing is dropped."""
+    """If the state ends at an entry that the log holds, no entries of the log are dropped."""
     with RaftLog(tmp_path / "log") as log:
         log.append([(index, 2, noop()) for index in range(1, 61)])
     state_as_of(tmp_path, LogId(50, 2))
@@ -61,7 +62,7 @@ def test_a_log_that_the_state_agrees_with_is_kept(tmp_path: Path, example: Modul
 
 
 def test_a_node_that_lost_entries_of_its_log_can_send_a_snapshot(tmp_path: Path, example: ModuleType) -> None:
-    """A power loss took entries that the state has kept: for followers that lack them there is a snapshot."""
+    """A node whose log lost entries that its state kept has a snapshot for followers that lack them."""
     with RaftLog(tmp_path / "log") as log, FastStateMachine(tmp_path / "state") as state:
         entries = [(index, 1, noop()) for index in range(1, 51)]
         log.append(entries[:40])
@@ -76,7 +77,7 @@ def test_a_node_that_lost_entries_of_its_log_can_send_a_snapshot(tmp_path: Path,
 
 
 class PausedSnapshots(FastStateMachine):
-    """Its snapshots go on once another state was installed."""
+    """A machine whose snapshots continue only after another state was installed."""
 
     async def generate_snapshot_data(self, *arguments: Any, **options: Any) -> bytes:
         def pause(*_: object) -> None:
@@ -88,7 +89,7 @@ class PausedSnapshots(FastStateMachine):
 
 
 def test_an_install_ends_a_node_s_own_snapshot_and_nothing_else(tmp_path: Path, example: ModuleType) -> None:
-    """A late follower is amid its own snapshot when a leader's is installed: it goes on with that."""
+    """A follower that installs a leader's snapshot while it writes its own continues with the leader's."""
     with FastStateMachine(tmp_path / "leader", contiguous=False) as leader:
         leader.apply([(90, 1, put(b"color", b"blue"))])
         sent = leader.write_snapshot(tmp_path / "sent")
@@ -115,7 +116,7 @@ def test_an_install_ends_a_node_s_own_snapshot_and_nothing_else(tmp_path: Path, 
 
 
 def test_a_leader_that_is_deposed_at_once_appends_nothing_in_the_new_term(tmp_path: Path, example: ModuleType) -> None:
-    """Elected, and told of a newer leader before its first task has begun: its log has no entry of that one's term."""
+    """A node that is deposed before its first task as a leader begins appends no entry in the new term."""
 
     async def be_deposed() -> None:
         node = example.Node("a", tmp_path, {"a": ("127.0.0.1", 0)}, ["a"])
@@ -131,7 +132,7 @@ def test_a_leader_that_is_deposed_at_once_appends_nothing_in_the_new_term(tmp_pa
 
 
 def test_a_leader_takes_no_command_that_it_could_not_send_on(tmp_path: Path, example: ModuleType) -> None:
-    """A message to a follower has more in its head than a client's: what just fitted into that is refused."""
+    """A leader refuses a command that would not fit into its message to a follower, and appends nothing."""
 
     async def ask() -> dict[str, object]:
         node = example.Node("a", tmp_path, {"a": ("127.0.0.1", 0)}, ["a"])

@@ -1,5 +1,6 @@
-"""A file that others cut while it is mapped: who reads there ends by SIGBUS, as the docs say; `verify` does not touch
-the mapping, and finds the damage.
+"""A file that others cut while it is mapped: reading the mapping ends the process by SIGBUS, as the docs say.
+
+`verify` does not read through the mapping, and finds the damage.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ print("read")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what a mapped file does that was cut differs between systems")
 def test_damage_is_found_before_the_mapping_is_touched(tmp_path: Path) -> None:
-    """20 processes: each one's `verify` names the file that was cut; then reading ends it, or hits what is left."""
+    """`verify` names the cut file in each of 20 processes; then reads end most of them by SIGBUS."""
     endings = []
     for seed in range(20):
         ended = subprocess.run(

@@ -1,9 +1,8 @@
-"""Each system call, each allocation, each limit: a process is killed there, or refused, once, in every scene.
+"""A kill or a failure at each system call, each allocation and each limit, in every scene.
 
-Unlike the faults of `test_generation_faults.py`, which come through the seam, these come from below, where maps and
-memory are asked for as well: from a library between the process and its C library (`support/shim.c`), from the system's
-own limits, and from the interpreter's allocator. What is done each time, and what must then be true, is in
-`support/at_each_call.py`.
+The faults of `test_generation_faults.py` come through the seam. These come from below it, where maps and memory are
+requested, too: from a library between the process and its C library (`support/shim.c`), from the system's own limits,
+and from the interpreter's allocator. The scenes, and what must hold afterwards, are in `support/at_each_call.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def outcomes(library: Path, fault: str, *scenes: str) -> dict[str, dict[str, int]]:
-    """How often each scene ended how, under a fault; nothing was violated."""
+    """Run scenes with a fault; check that nothing was violated, and return the counts of outcomes by scene."""
     found: dict[str, Any] = shim.run_with(library, PROGRAM, fault, *scenes)
     print(fault, found["outcomes"])
     assert not found["violations"], "\n\n".join(found["violations"][:5])
@@ -40,8 +39,9 @@ def outcomes(library: Path, fault: str, *scenes: str) -> dict[str, dict[str, int
 def test_a_kill_at_each_system_call_leaves_a_whole_state(
     library: Path, fault: str, scenes: tuple[str, ...], least: int
 ) -> None:
-    """Killed before the n-th call, or when it is done (a write half), for every n: the old state or the next one, and
-    every chunk that was acknowledged.
+    """A kill before or after the n-th call, or within a write, leaves the old state or the next one.
+
+    Every acknowledged chunk is there, for every n.
     """
     found = outcomes(library, fault, *scenes)
     assert sum(ended["killed"] for ended in found.values()) >= least
@@ -49,19 +49,20 @@ def test_a_kill_at_each_system_call_leaves_a_whole_state(
 
 
 def test_each_system_call_that_fails_is_a_typed_error(library: Path) -> None:
-    """The n-th call fails: a typed error, or a way around; the old state whole and usable, nothing left open."""
+    """A failing n-th call is a typed error or does not matter; the old state stays usable, nothing is left open."""
     for name, ended in outcomes(library, "fail", *SOME, "close, table").items():
         assert sum(count for outcome, count in ended.items() if outcome.startswith("StorageError")) >= 5, name
 
 
 def test_each_allocation_that_fails_is_a_memory_error(library: Path) -> None:
-    """The n-th allocation of the compiled modules fails: a `MemoryError`, and the same."""
+    """A failing n-th allocation of a compiled module is a `MemoryError`; the old state stays usable."""
     assert all(ended.get("MemoryError", 0) >= 2 for ended in outcomes(library, "malloc").values())
 
 
 def test_each_allocation_of_a_read_in_order_that_fails_is_a_memory_error(library: Path) -> None:
-    """The n-th allocation of building, sorting in, walking or noting fails: a `MemoryError` or what is right, and the
-    next read is right.
+    """If the n-th allocation of an ordered read fails, the read raises `MemoryError` or is correct.
+
+    The next read is correct.
     """
     found: dict[str, dict[str, int]] = shim.run_with(library, Path(order_without_memory.__file__))
     assert all(ended["MemoryError"] >= 2 for ended in found.values()), found
@@ -87,9 +88,9 @@ for n in range(36):
 
 
 def interpreter_survives() -> bool:
-    """Whether a function within a function, which `install_snapshot` has, can be defined without memory.
+    """Return whether a nested function, which `install_snapshot` has, can be defined without memory.
 
-    CPython 3.12 and 3.13 release one reference too many when its object cannot be had, and crash soon after.
+    CPython 3.12 and 3.13 release one reference too many if its object cannot be allocated, and crash soon after.
     """
     command = [sys.executable, "-c", NESTED_FUNCTION]
     environment = {**os.environ, "PYTHONMALLOC": "debug"}
@@ -98,7 +99,7 @@ def interpreter_survives() -> bool:
 
 @pytest.mark.parametrize("scene", SOME)
 def test_an_interpreter_without_memory_is_a_memory_error(library: Path, scene: str) -> None:
-    """The interpreter's n-th allocation fails: the same, with the steps between growing."""
+    """A failing n-th allocation of the interpreter is a `MemoryError`; the old state stays usable."""
     if scene == "install_snapshot" and not interpreter_survives():
         pytest.skip("this interpreter crashes itself when it has no memory to define a nested function")
     assert all(ended["MemoryError"] >= 10 for ended in outcomes(library, "nomemory", scene).values())
@@ -131,7 +132,7 @@ for name, work in works.items():
         try:
             work()
             quiet += 1
-        except (MemoryError, RuntimeError, SystemError):  # the interpreter's own ways to say it, at some places
+        except (MemoryError, RuntimeError, SystemError):  # the interpreter reports a lack of memory in different ways
             refused += 1
             quiet = 0
         finally:
@@ -143,9 +144,10 @@ for name, work in works.items():
 
 
 def test_a_list_that_cannot_grow_gives_nothing_back_twice() -> None:
-    """What compiled code makes lists of is counted right when one cannot grow; else the allocator crashes soon.
+    """If a list in compiled code cannot grow, its elements' references are released once.
 
-    List comprehensions and starred displays that Cython 3.3 compiles give the element back twice.
+    List comprehensions and starred displays compiled by Cython 3.3 release an element twice, so that the allocator
+    crashes soon.
     """
     ended = subprocess.run([sys.executable, "-c", LISTS], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr[-3000:]
@@ -155,13 +157,13 @@ def test_a_list_that_cannot_grow_gives_nothing_back_twice() -> None:
     ("fault", "said"), [("descriptors", "StorageError EMFILE"), ("file size", "StorageError EFBIG")]
 )
 def test_a_limit_is_a_storage_error(library: Path, fault: str, said: str) -> None:
-    """RLIMIT_NOFILE and RLIMIT_FSIZE, step by step up to where there is room: the system's own error, and the same."""
+    """A limit of descriptors or file size is a `StorageError` with the system's errno; the old state stays usable."""
     found = outcomes(library, fault, *SOME)
     assert sum(ended.get(said, 0) > 0 for ended in found.values()) >= 4
     assert all(ended["gone around"] >= 3 for ended in found.values())
 
 
 def test_a_limit_of_address_space_is_an_error(library: Path) -> None:
-    """RLIMIT_AS: a `MemoryError`, or the system's ENOMEM, and no thread that is waited for in vain."""
+    """A limit of address space is a `MemoryError` or the system's ENOMEM, and never a hang."""
     found = outcomes(library, "address space", *SOME)
     assert sum(len(ended) > 1 for ended in found.values()) >= 4

@@ -1,6 +1,6 @@
-"""Every bit of a snapshot of 8 KiB: as a file on its way in, and as the base that a log starts after.
+"""Flipped bits of a snapshot of 8 KiB: every bit of a received file, and a bit of each byte of a log's base.
 
-With those of a log of 4 KiB (`test_log_bits.py`) these are 98,304 bits, each tried in more than one mode.
+With those of a log of 4 KiB (`test_log_bits.py`) these are 98,304 bits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SIZE = 8192
 
 @pytest.fixture(scope="module")
 def written() -> Iterator[Path]:
-    """A directory with a snapshot of exactly 8 KiB, and the state that is stacked on the same bytes."""
+    """Provide a directory with a snapshot of exactly 8 KiB, and a state with the same bytes as its base."""
     with memory_directory() as root:
         machine = FastStateMachine(root / "state", retain_entries=0, _files=QuietDirectory)
         for index in range(1, 21):
@@ -45,7 +45,7 @@ def written() -> Iterator[Path]:
 
 @contextmanager
 def flipped(file: BinaryIO, content: bytearray, bit: int) -> Iterator[None]:
-    """A bit of a file is another for the block."""
+    """Flip a bit of a file for the block."""
     byte = content[bit >> 3]
     try:
         os.pwrite(file.fileno(), bytes([byte ^ 1 << (bit & 7)]), bit >> 3)
@@ -55,7 +55,7 @@ def flipped(file: BinaryIO, content: bytearray, bit: int) -> Iterator[None]:
 
 
 def test_every_flipped_bit_of_a_snapshot_is_found(written: Path) -> None:
-    """Opened and verified, it is a typed error; one bit in 64 is also tried as an install, which changes nothing."""
+    """Each flipped bit is a typed error of open or verify; one in 64 is also installed, which fails without effect."""
     content = bytearray((written / "snapshot.fsm").read_bytes())
     path = written / "flipped" / "snapshot.fsm"
     path.parent.mkdir()
@@ -80,7 +80,7 @@ def test_every_flipped_bit_of_a_snapshot_is_found(written: Path) -> None:
 
 
 def test_every_cut_of_a_snapshot_is_found(written: Path) -> None:
-    """Of any length but its own it is no snapshot, and is not installed."""
+    """A snapshot that is cut to any length is refused by open or verify."""
     content = (written / "snapshot.fsm").read_bytes()
     path = written / "cut.fsm"
     for size in range(SIZE):
@@ -90,7 +90,7 @@ def test_every_cut_of_a_snapshot_is_found(written: Path) -> None:
 
 
 def open_and_verify(state: Path, mode: str) -> None:
-    """Opens a state so that all is read, at once or by `verify`."""
+    """Open a state so that everything is read, by the opening or by `verify`."""
     machine = FastStateMachine(state, verify_on_open=mode, _files=QuietDirectory)  # type: ignore[arg-type]
     try:
         machine.verify()
@@ -100,7 +100,7 @@ def open_and_verify(state: Path, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["full", "off"])
 def test_every_flipped_byte_of_a_base_is_found(written: Path, mode: str) -> None:
-    """A bit of each byte, and all bits of the header: an error at opening, or by `verify`, that names the base."""
+    """A flipped bit of a base, any in its header or one in a later byte, is an error that names the base."""
     state = written / "state"
     (base,) = state.glob("base-*")
     content = bytearray(base.read_bytes())

@@ -1,7 +1,7 @@
-"""100,000 keys of each kind that an attacker may choose: they take no more than three times the probes of others.
+"""100,000 keys of each kind that an attacker may choose: they need at most three times the probes of random keys.
 
-Work is counted, not timed: how far each key lies from its home, once all are written. What it takes until the table has
-drawn another seed is bounded by `test_table.py`: a probe that is too long, or meets too many strangers, ends it.
+Work is counted, not timed: the distance of each key from its home slot after all are written. `test_table.py` bounds
+the work until the table draws another seed, which a probe causes that is too long or meets too many other keys.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ XXH3_SECRET = 0x1CAD21F72C81017C ^ 0xDB979083E96DD4DE
 
 
 def chosen(wanted: Callable[[np.ndarray], np.ndarray]) -> list[bytes]:
-    """8-byte keys whose hashes under seed (0, 0) are wanted."""
+    """Return 8-byte keys whose hashes under seed (0, 0) satisfy a condition."""
     keys: list[bytes] = []
     for start, hashes in numbers_and_hashes():
         keys += [int(n).to_bytes(8, "little") for n in np.nonzero(wanted(hashes))[0] + start]
@@ -49,10 +49,10 @@ ATTACKS: dict[str, Callable[[], list[bytes]]] = {
 
 
 def probes(path: Path, keys: list[bytes], monkeypatch: pytest.MonkeyPatch) -> float:
-    """The mean number of slots that a lookup of these keys looks at, in a table whose seed was (0, 0)."""
+    """Return the mean number of slots that a lookup of these keys visits, in a table whose first seed is (0, 0)."""
     monkeypatch.setattr(generations, "SAVE_TABLE_ABOVE", 0)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "urandom", bytes)  # the first seed, and nothing that comes of it later
+        patch.setattr(os, "urandom", bytes)  # only the first seed is chosen; later ones are random
         assert Table().seed == (0, 0)
         machine = FastStateMachine(path, _files=QuietDirectory)
     for number, start in enumerate(range(0, COUNT, 1000), 1):
@@ -71,7 +71,7 @@ def probes(path: Path, keys: list[bytes], monkeypatch: pytest.MonkeyPatch) -> fl
 
 @pytest.fixture(scope="module")
 def ordinary(tmp_path_factory: pytest.TempPathFactory) -> float:
-    """The same of random keys."""
+    """Provide the mean number of slots for random keys."""
     dice = random.Random(1)
     with pytest.MonkeyPatch.context() as patch:
         return probes(tmp_path_factory.mktemp("random") / "state", [dice.randbytes(8) for _ in range(COUNT)], patch)
@@ -81,7 +81,7 @@ def ordinary(tmp_path_factory: pytest.TempPathFactory) -> float:
 def test_chosen_keys_take_at_most_three_times_the_probes(
     attack: str, ordinary: float, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All 100,000 are there, and found as soon as any others."""
+    """All 100,000 chosen keys are there, and a lookup visits at most three times as many slots as for random keys."""
     found = probes(directory, ATTACKS[attack](), monkeypatch)
     print(f"{attack}: {found:.2f} slots a lookup; random keys: {ordinary:.2f}")
     assert 1 < ordinary < 4

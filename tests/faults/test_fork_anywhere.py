@@ -1,4 +1,4 @@
-"""A fork at any moment, from a signal handler, in the middle of whatever the parent does; the child ends or goes on."""
+"""A fork by a signal handler at any moment of the parent's work; the child ends immediately or continues."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def fork(number, frame):
     forks += 1
     pid = os.fork()
     if pid == 0:
-        signal.alarm(20)  # a child that waits for ever fails the test
+        signal.alarm(20)  # a child that hangs fails the test
         if ending == "_exit":
             os._exit(7)
         if ending == "signal":
@@ -138,13 +138,13 @@ try:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9, "the child did not live on"
     print("fine:", forks, "forks,", last, "entries of the journal")
 except TheEnd:
-    pass  # the child falls off the end, through everything that its parent was in
+    pass  # the child runs to its end, through its copy of the parent's stack
 """
 
 
 @pytest.mark.parametrize("ending", ["_exit", "sys.exit", "the end", "signal", "lives on"])
 def test_a_child_forked_anywhere_harms_nothing(ending: str, tmp_path: Path) -> None:
-    """At 50 points of applies, flushes, snapshots, installs, compactions, and of a log: the parent goes on."""
+    """Forks at 50 points of applies, flushes, snapshots, installs, compactions and log calls do not harm the parent."""
     ended = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PARENT, tmp_path, ending, str(POINTS)],
         capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
@@ -191,7 +191,7 @@ with fastsm.FastStateMachine(root + "/state") as machine, closing(Journal(root +
 
 @pytest.mark.parametrize("what", ["write_snapshot", "compact", "install_snapshot", "journal"])
 def test_a_child_that_exits_from_a_callback_takes_nothing_along(what: str, tmp_path: Path) -> None:
-    """A child unwinds through what its parent is in the middle of, and removes, trims and ends nothing there."""
+    """A child that exits within its parent's call removes and trims no files, and ends no work of the parent."""
     subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", CALLER, tmp_path, what], check=True, cwd=tmp_path
     )
@@ -231,7 +231,7 @@ assert undisturbed(work) == "done"
 """
 
 
-def test_what_a_handler_raises_in_a_forked_child_ends_the_child(tmp_path: Path) -> None:
-    """A handler forks during an undisturbed step: the child ends with its `sys.exit`, the parent with the result."""
+def test_an_exit_by_a_handler_in_a_forked_child_ends_the_child(tmp_path: Path) -> None:
+    """If a handler forks during an uninterruptible step, the child ends by its `sys.exit`, and the parent continues."""
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKS]
     subprocess.run(command, check=True, cwd=tmp_path, timeout=120)

@@ -1,6 +1,6 @@
-"""Every decoder under a hundred thousand hostile inputs, those that are kept, and what fuzzing has found.
+"""Every decoder with a hundred thousand hostile inputs, the kept corpus, and regressions that fuzzing found.
 
-``python -m tests.fuzz`` goes on for as long as one likes; see there for how an input is found again.
+``python -m tests.fuzz`` runs for as long as you like; its docs say how to reproduce an input.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from fuzz import ROUND, SHARES, Process, Totals
 # ---- inputs ----------------------------------------------------------------------------------------------
 
 def test_there_are_a_hundred_thousand_inputs() -> None:
-    """So many are run here."""
+    """The shares of all targets add up to at least 100,000 inputs."""
     assert ROUND * sum(SHARES.values()) >= 100_000
     assert SHARES.keys() == TARGETS.keys()
 
 
 @functools.cache
 def run_of(target: str) -> Totals:
-    """What a target's share of the inputs came to."""
+    """Run a target's share of the inputs; return the totals."""
     totals = Totals()
     problem = Process(target, 1, 0, ROUND * SHARES[target], "").end(totals)
     assert problem is None, problem
@@ -44,16 +44,16 @@ def run_of(target: str) -> Totals:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_input_does_harm(target: str) -> None:
-    """A typed error or the right state; at least 30 % of the inputs are decoded past the header."""
+    """Every input gives a typed error or the correct state, and at least 30 % are decoded past the header."""
     totals = run_of(target)
     totals.show(endings=True)
-    assert totals.deep[target] >= 0.3 * totals.inputs[target] or target == "tables"  # which is mostly not believed
-    # A table is believed or not; what else may come is told by the log alone.
+    assert totals.deep[target] >= 0.3 * totals.inputs[target] or target == "tables"  # tables are mostly refused
+    # A table is used or refused; other outcomes come only from the log.
     assert len(totals.endings[target]) > (2 if target == "tables" else 3)
 
 
 def test_nearly_every_line_of_the_decoders_runs() -> None:
-    """At least 97 % of the plain reader's, which decides as the compiled code does."""
+    """At least 97 % of the lines of the plain reader run; it makes the same decisions as the compiled code."""
     hit, lines = set[tuple[str, int]](), set[tuple[str, int]]()
     for target in TARGETS:
         hit |= run_of(target).hit
@@ -65,11 +65,11 @@ def test_nearly_every_line_of_the_decoders_runs() -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_kept_inputs_do_no_harm(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One for each way to end."""
+    """The kept inputs, one for each outcome, do no harm."""
     for module, name in ((fastsm.snapshot.file, "PIECE"), (fastsm.core.generations, "SAVE_TABLE_ABOVE")):
-        monkeypatch.setattr(module, name, getattr(module, name))  # targets change them, for their whole process
+        monkeypatch.setattr(module, name, getattr(module, name))  # targets change them; this restores them
     kept = corpus_of(target)
-    assert kept or target == "tables"  # which are large, and made from one that is written here
+    assert kept or target == "tables"  # tables are large, and are made here instead
     with memory_directory() as root:
         runner = TARGETS[target](root, list(kept.values()))
         for data in kept.values():
@@ -78,14 +78,14 @@ def test_kept_inputs_do_no_harm(target: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_corpus_is_small() -> None:
-    """It is read by people, too."""
+    """The corpus is small enough to be read by people."""
     sizes = [path.stat().st_size for path in CORPUS.glob("*/*")]
     assert len(sizes) > 50
     assert sum(sizes) < 100_000
 
 
 def test_a_finding_is_told_with_the_command_to_get_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also one that ends the process."""
+    """A finding, even one that ends the process, is reported with the command that reproduces it."""
     monkeypatch.setenv("FASTSM_FUZZ_PLANTED", "7")
     for name, status in (("commands", 1), ("logs", -9)):
         problem = Process(name, 3, 0, 20, "").end(Totals())
@@ -96,8 +96,8 @@ def test_a_finding_is_told_with_the_command_to_get_it_again(monkeypatch: pytest.
 
 # ---- findings --------------------------------------------------------------------------------------------
 
-def test_a_log_that_starts_behind_an_entry_without_a_base_is_corrupt(directory: Path) -> None:
-    """It was opened: empty, and at term 1 of entry 0."""
+def test_a_log_that_starts_after_an_entry_without_a_base_is_corrupt(directory: Path) -> None:
+    """A log that starts after an entry, but has no base, is corrupt; it once opened as an empty state."""
     directory.mkdir()
     (directory / "CURRENT").write_bytes(by_hand.current())
     for fields in ({"base": (6, 1)}, {"base": (0, 1)}, {"checksum": b"\1" * 32}):
@@ -108,7 +108,7 @@ def test_a_log_that_starts_behind_an_entry_without_a_base_is_corrupt(directory: 
 
 
 def test_a_base_whose_attachment_is_not_padded_with_zeros_is_corrupt(directory: Path) -> None:
-    """An install refused it; an opening did not look."""
+    """A base with nonzero padding after its attachment is corrupt; once only an install refused it."""
     directory.mkdir()
     base = by_hand.snapshot((1, 1), [by_hand.term_run(1, 1, 1)], [by_hand.record(1, 1, b"k", b"v")], attachment=b"mine")
     (directory / "CURRENT").write_bytes(by_hand.current())
@@ -125,8 +125,8 @@ def test_a_base_whose_attachment_is_not_padded_with_zeros_is_corrupt(directory: 
             assert (caught.value.path, caught.value.offset) == (str(directory / "base-1"), 164)
 
 
-def test_a_frame_that_lies_about_its_size_is_no_state(directory: Path, tmp_path: Path) -> None:
-    """An empty one that announced 128 bytes passed as the empty state."""
+def test_a_frame_that_announces_a_wrong_size_is_refused(directory: Path, tmp_path: Path) -> None:
+    """A frame that announces a wrong size is refused; once an empty one that announced 128 bytes passed."""
     data = snapshots.with_field(by_hand.snapshot((0, 0), [], []), "codec", 1)
     for size, right in ((0, True), (128, False)):
         frame = bytes.fromhex("28b52ffd20") + bytes([size]) + b"\1\0\0"
@@ -167,7 +167,7 @@ JOURNALS: dict[str, tuple[tuple[int, ...], list[tuple[int, int, int, bytes]]]] =
 
 
 def write_journal(path: Path, state: tuple[int, ...], items: list[tuple[int, int, int, bytes]]) -> None:
-    """A journal of one segment, under right checksums."""
+    """Write a journal of one segment, with correct checksums."""
     path.mkdir(exist_ok=True)
     content = by_hand.sealed(by_hand.SEGMENT, b"FASTSM-J", 0, 0, 1, by_hand.IDENTITY, bytes(56))
     previous = by_hand.head_checksum(content)
@@ -181,7 +181,7 @@ def write_journal(path: Path, state: tuple[int, ...], items: list[tuple[int, int
 
 @pytest.mark.parametrize("kind", JOURNALS)
 def test_a_journal_that_makes_no_sense_is_corrupt(directory: Path, kind: str) -> None:
-    """These were bare errors, crashes, or journals that could be opened once."""
+    """Invalid journals with correct checksums are corrupt; once they crashed, or could be opened only once."""
     write_journal(directory, *JOURNALS[kind])
     content = (directory / "journal-1").read_bytes()
     with pytest.raises(CorruptionError):
@@ -190,7 +190,7 @@ def test_a_journal_that_makes_no_sense_is_corrupt(directory: Path, kind: str) ->
 
 
 def test_the_table_of_journals_starts_from_a_good_one(directory: Path) -> None:
-    """The same items, where they make sense."""
+    """The items that the invalid journals are made from are accepted if they are valid."""
     write_journal(directory, EMPTY, [*ENTRIES, (START, 1, 1, b""), (CUT, 3, 0, b""), (VOTE, 1, 2, b"node")])
     journal = Journal(directory)
     assert (journal[:], journal.term, journal.vote) == ([(b"two", 2, 1)], 2, "node")
@@ -211,7 +211,7 @@ def test_a_journal_takes_no_entry_that_it_would_not_read_back(directory: Path) -
 
 
 def test_a_journal_that_was_emptied_may_go_on_anywhere(directory: Path) -> None:
-    """A segment that keeps nothing says nothing of the next entry; it was opened, and then not again."""
+    """An emptied journal may continue at any entry, and can be opened again; once it could not."""
     write_journal(directory, (3, 2, 0, 0, 0, 0, 0, 0, 0), [])
     for _ in range(2):
         journal = Journal(directory)

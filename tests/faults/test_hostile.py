@@ -1,6 +1,6 @@
-"""Files of somebody who wants to do harm, under right checksums: typed errors, little memory, nothing waited for.
+"""Forged files with correct checksums give typed errors, take little memory, and never block.
 
-What is random is in test_fuzz.py, what a snapshot's state may claim in test_snapshot_file.py.
+Random inputs are in test_fuzz.py, forged states of snapshots in test_snapshot_file.py.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ TEBIBYTE = 1 << 40
 
 
 def resident(name: str) -> int:
-    """A line of the process's own account of its memory, in bytes."""
+    """Return a line of the process's /proc status, in bytes."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return 1024 * int(next(line for line in status.splitlines() if line.startswith(name)).split()[1])
 
 
 @contextlib.contextmanager
 def little_memory() -> Iterator[None]:
-    """Within, no more than `MEMORY` is taken at any time, mapped pages of files among them.
+    """Check that the block takes no more than `MEMORY` at any time, including mapped pages of files.
 
-    On Linux, where no sanitizer keeps what was freed.
+    Only on Linux, and without a sanitizer, which would keep freed memory.
     """
     if not os.path.exists("/proc/self/clear_refs") or "FASTSM_SANITIZED" in os.environ:
         yield
         return
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     before = resident("VmRSS")
     yield
     assert resident("VmHWM") - before < MEMORY
@@ -53,7 +53,7 @@ def little_memory() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A state with base, log and table; a journal; a snapshot."""
+    """Provide a state with base, log and table; a journal; a snapshot."""
     root = tmp_path_factory.mktemp("hostile")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fastsm.core.generations, "SAVE_TABLE_ABOVE", 0)
@@ -71,17 +71,17 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(directories: Path, tmp_path: Path) -> Path:
-    """All of it, for this test."""
+    """Provide a copy of the directories for one test."""
     shutil.copytree(directories, tmp_path / "copy")
     return tmp_path / "copy"
 
 
 def use(root: Path, name: str) -> str:
-    """Opens what a file belongs to, and reads all of it: "" or the name of the typed error."""
+    """Open and read everything that a file belongs to; return "" or the name of the typed error."""
     try:
         if name.startswith("journal"):
             journal = Journal(root / "journal")
-            assert len(journal) in (9, 0)  # 0: under another identity no frame is one, as if the power had gone
+            assert len(journal) in (9, 0)  # 0 with another identity: then no frame is valid, as after a power loss
             journal.abandon()
         elif name == "snapshot":
             with open_snapshot(root / "snapshot") as snapshot:
@@ -89,7 +89,7 @@ def use(root: Path, name: str) -> str:
         else:
             with FastStateMachine(root / "state", verify_on_open="full", read_only=True) as machine:
                 right = machine.get(b"key 1") == b"again" and len(dict(machine.items())) == 49
-                # Where a table was believed, what it leads to is as its maker wrote it.
+                # If a table was plausible, values are what its forger chose.
                 assert right or (name == "table" and inside(machine).index.loaded)
     except FastsmError as error:
         return type(error).__name__
@@ -110,14 +110,14 @@ FILES: dict[str, tuple[str, list[str]]] = {
 
 
 def sealed(name: str, data: bytes, size: int) -> bytes:
-    """The file with the checksum of its changed header."""
+    """Return the file with the correct checksum of its changed header."""
     if name in ("snapshot", "base"):
         return snapshots.sealed(data)
     return data[: size - 8] + struct.pack("<Q", xxhash.xxh64_intdigest(data[: size - 8])) + data[size:]
 
 
 def fields(layouts: list[str]) -> Iterator[tuple[int, int]]:
-    """Where each number of a header is, and how wide; of fields that are bytes, their first and last eight."""
+    """Yield the offset and width of each number of a header; of fields of bytes, their first and last eight."""
     at = 0
     for layout in layouts:
         size = struct.calcsize("<" + layout)
@@ -128,8 +128,8 @@ def fields(layouts: list[str]) -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_any_number_in_any_field_is_a_typed_error_or_no_lie(copy: Path, directories: Path, name: str) -> None:
-    """Under right checksums: whatever is opened then holds what it held."""
+def test_any_number_in_any_field_is_a_typed_error_or_harmless(copy: Path, directories: Path, name: str) -> None:
+    """Any number in any header field, with a correct checksum, is a typed error, or the content is unchanged."""
     path, layouts = FILES[name]
     file = copy / path
     content = file.read_bytes()
@@ -141,7 +141,7 @@ def test_any_number_in_any_field_is_a_typed_error_or_no_lie(copy: Path, director
             if not 0 <= number < 1 << 8 * width:
                 continue
             lying = content[:at] + number.to_bytes(width, "little") + content[at + width :]
-            if name == "journal":  # opening it may cut what no frame is, and begin anew
+            if name == "journal":  # opening it may cut invalid frames, so it is restored
                 shutil.rmtree(file.parent)
                 shutil.copytree(directories / "journal", file.parent)
             file.write_bytes(sealed(name, lying, size))
@@ -154,13 +154,13 @@ def test_any_number_in_any_field_is_a_typed_error_or_no_lie(copy: Path, director
     assert use(copy, name) == ""
 
 
-# ---- files that are no files, and files without end ------------------------------------------------------
+# ---- files that are not regular, and huge files ----------------------------------------------------------
 
 OTHERS = ["FIFO", "a link", "a directory"]
 
 
 def replace(path: Path, kind: str) -> None:
-    """Puts something else in a file's place."""
+    """Put something else in a file's place."""
     path.rename(path.with_name("elsewhere"))
     if kind == "FIFO":
         os.mkfifo(path)
@@ -173,14 +173,14 @@ def replace(path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", OTHERS)
 @pytest.mark.parametrize("name", FILES)
 def test_nothing_but_a_file_is_opened(copy: Path, name: str, kind: str) -> None:
-    """A FIFO is not waited for, a link is not followed; without its table a directory is read all the same."""
+    """A FIFO, a link or a directory is refused without blocking; in place of a table it is ignored."""
     replace(copy / FILES[name][0], kind)
     assert (use(copy, name) == "") == (name == "table")
 
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_a_receiver_takes_nothing_but_a_file(tmp_path: Path, kind: str) -> None:
-    """What lies in the place of the partial file is refused, and left as it was."""
+    """A receiver refuses anything but a regular file in place of the partial file, and leaves it unchanged."""
     part = tmp_path / "in" / "snapshot.fsm.part"
     part.parent.mkdir()
     part.write_bytes(b"content")
@@ -192,11 +192,11 @@ def test_a_receiver_takes_nothing_but_a_file(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_sparse_tebibyte_takes_no_time(copy: Path, name: str) -> None:
-    """A file that goes on in a hole is refused by its sizes, or read up to where its frames end."""
+    """A file extended to a sparse tebibyte is refused by its sizes, or read only up to the end of its frames."""
     os.truncate(copy / FILES[name][0], TEBIBYTE)
     with little_memory():
         assert (use(copy, name) == "") == (name in ("log", "journal", "table")) or name == "log"
-    # Behind a clean close a log is as long as CURRENT says, or longer by what was allocated ahead.
+    # After a clean close a log is as long as CURRENT says, or longer by the room allocated ahead.
 
 
 TABLES: dict[str, Callable[[TableFile], object]] = {
@@ -210,7 +210,7 @@ TABLES: dict[str, Callable[[TableFile], object]] = {
 
 @pytest.mark.parametrize("kind", TABLES)
 def test_a_table_larger_than_its_log_allows_is_not_read(copy: Path, kind: str) -> None:
-    """Sizes that add up to a sparse tebibyte: summing that would take minutes."""
+    """A table whose sizes add up to a sparse tebibyte is not read; its checksum would take minutes."""
     table = TableFile(copy / "state" / "table-2")
     TABLES[kind](table)
     table.write()
@@ -221,7 +221,7 @@ def test_a_table_larger_than_its_log_allows_is_not_read(copy: Path, kind: str) -
 
 
 def test_a_base_of_runs_without_end_is_corrupt(directory: Path) -> None:
-    """512 GiB of runs in a hole: they are looked at piece by piece."""
+    """A base with 512 GiB of runs in a hole is corrupt, and is read piece by piece."""
     directory.mkdir()
     runs = (1 << 39) // 24 - 100
     front = by_hand.snapshot((2**40, 2**40), [], [], keys=0)
@@ -238,7 +238,7 @@ def test_a_base_of_runs_without_end_is_corrupt(directory: Path) -> None:
 
 
 def test_a_partial_file_without_end_is_begun_anew(tmp_path: Path) -> None:
-    """A receiver that finds a hole of a tebibyte starts over."""
+    """A receiver that finds a partial file of a sparse tebibyte starts from the beginning."""
     (tmp_path / "snapshot.fsm.part").touch()
     os.truncate(tmp_path / "snapshot.fsm.part", TEBIBYTE)
     with little_memory(), SnapshotReceiver(tmp_path) as receiver:
@@ -248,7 +248,7 @@ def test_a_partial_file_without_end_is_begun_anew(tmp_path: Path) -> None:
 # ---- bombs -----------------------------------------------------------------------------------------------
 
 def bombs() -> dict[str, bytes]:
-    """Snapshots of some KiB that announce, or hold, 256 MiB."""
+    """Return snapshots of a few KiB that announce, or expand to, 256 MiB."""
     size = 256 << 20
     frame = bomb(size)
     zeros = zstandard.ZstdCompressor(level=1).compress(bytes(size))
@@ -267,7 +267,7 @@ def bombs() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", bombs())
 def test_a_bomb_is_refused_in_little_memory(tmp_path: Path, name: str) -> None:
-    """Verified, received, or installed."""
+    """A bomb is refused in little memory when it is verified, received or installed."""
     data = bombs()[name]
     (tmp_path / "file").write_bytes(data)
     with FastStateMachine(tmp_path / "state") as machine, SnapshotReceiver(tmp_path / "in") as receiver:

@@ -1,4 +1,4 @@
-"""Sixteen processes want one directory at once, 200 times: each time one has it, and the others are told who."""
+"""Sixteen processes open one directory at the same time, 200 times: one gets it, and the others learn which one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import mmap, os, signal, sys, time
 import fastsm
 
 path, processes, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-shared = mmap.mmap(-1, mmap.PAGESIZE)  # the round; then, for each process, the round that it is done with
-owners = mmap.mmap(-1, 4 * processes * rounds)  # for each process and round: the pid that it was told, or 0: it won
+shared = mmap.mmap(-1, mmap.PAGESIZE)  # the round; then, for each process, the round that it has finished
+owners = mmap.mmap(-1, 4 * processes * rounds)  # per process and round: the pid in the error; 0: it won
 
 
 def wait(condition):
@@ -45,7 +45,7 @@ def race(number):
 children = []
 for number in range(processes):
     pid = os.fork()
-    signal.alarm(100)  # so that nobody waits for ever for one who died
+    signal.alarm(100)  # so that no process waits for ever for a dead one
     if pid == 0:
         try:
             race(number)
@@ -61,7 +61,7 @@ for round_ in range(1, rounds + 1):
             for at in (4 * (number * rounds + round_ - 1) for number in range(processes))]
     assert told.count(0) == 1, f"round {round_}: {told.count(0)} have it"
     winner = children[told.index(0)]
-    # Between taking the lock and writing its id into it, the file may still name the one before, or nobody.
+    # Between taking the lock and writing its id, LOCK may still name the previous holder, or none.
     named = [pid for pid in told if pid == winner]
     others = {pid for pid in told if pid not in (0, winner, 0xFFFFFFFF)}
     assert others <= set(children), others
@@ -70,8 +70,8 @@ assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * processes
 """
 
 
-def test_one_of_sixteen_has_it_in_each_of_200_rounds(tmp_path: Path) -> None:
-    """In each round one process opens, the others are refused, and what the winner wrote is there for the next one."""
+def test_one_of_sixteen_processes_has_the_lock_in_each_of_200_rounds(tmp_path: Path) -> None:
+    """In each round one process opens the directory and the others are refused; the next one finds what it wrote."""
     ended = subprocess.run(
         [sys.executable, "-c", RACE, tmp_path / "state", str(PROCESSES), str(ROUNDS)], capture_output=True, text=True,
         timeout=120, check=False, cwd=tmp_path,

@@ -1,7 +1,7 @@
-"""Twenty-two bugs that such a library may have, each planted alone: a named test sees it, or the tests prove nothing.
+"""Twenty-two bugs that such a library may have, each planted alone, which a named test of the suite must find.
 
-Those of the disk stand in front of the seam. The others are planted into the source: a copy of the package is built in
-which the environment switches one of them on, and a test of the suite, run against that copy, must fail.
+Bugs about the disk are planted into the simulated disk. The others are planted into the source: a copy of the package
+is built in which the environment switches one of them on, and a named test, run against that copy, must fail.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DISKS = {
 
 
 class Bug(NamedTuple):
-    """Where it is planted, as (file, right, wrong), with BUG for the switch; the test that must see it."""
+    """A bug's places, as (file, right, wrong) with BUG for the switch, and the test that must find it."""
 
     places: tuple[tuple[str, str, str], ...]
     test: str
@@ -224,21 +224,21 @@ BUGS = {
 }
 
 
-def test_there_are_twenty_two() -> None:
-    """None is forgotten."""
+def test_there_are_twenty_two_planted_bugs() -> None:
+    """There are twenty-two planted bugs."""
     assert len(DISKS) + len(BUGS) == 22
 
 
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("planted", DISKS.values(), ids=DISKS)
 def test_a_bug_before_the_disk_is_seen(planted: type[Platter]) -> None:
-    """`test_power_loss.py::test_every_state_is_a_prefix_that_holds_what_was_durable`, in front of such a disk."""
+    """The simulation of `test_power_loss.py` finds a violation on each disk with a planted bug."""
     with memory_directory() as root:
         assert any(Simulation(seed, root, planted, most_violations=1).run().violations for seed in SEEDS)
 
 
 def plant(package: Path) -> list[str]:
-    """Plants all bugs into the sources, each behind a switch of its own. Gives the modules to compile."""
+    """Plant all bugs into the sources, each with a switch of its own; return the modules to compile."""
     changed = {}
     for number, bug in enumerate(BUGS.values(), 1):
         for name, right, wrong in bug.places:
@@ -255,7 +255,7 @@ def plant(package: Path) -> list[str]:
 
 
 def build(package: Path, module: str) -> None:
-    """Compiles one module of the copy, as setup.py would."""
+    """Compile one module of the copy, as setup.py would."""
     suffix, include = sysconfig.get_config_var("EXT_SUFFIX"), sysconfig.get_path("include")
     cython = [sys.executable, "-m", "cython", "-3", "-X", "cdivision=True", "-X", "embedsignature=True", "-X",
               "binding=False", f"fastsm/{module}.pyx"]
@@ -268,7 +268,7 @@ def build(package: Path, module: str) -> None:
 
 @pytest.fixture(scope="module")
 def planted_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a copy of the package with all bugs in it, all switched off."""
+    """Provide the folder of a copy of the package with all bugs, all switched off."""
     if not (SOURCES / "core" / "engine.pyx").exists():
         pytest.skip("the sources are out of the way: the installed package is tested")
     if os.environ.get("LD_PRELOAD"):
@@ -286,7 +286,7 @@ def planted_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_tests(folder: Path, tests: Iterable[str], number: int) -> int:
-    """How tests end against the copy: 0, 1 when it failed, negative when the process crashed."""
+    """Run tests against the copy; return 0, 1 if a test failed, or a negative number if the process crashed."""
     program = (
         "import sys, pytest, fastsm; assert fastsm.__file__.startswith(sys.argv[1]), fastsm.__file__; "
         "sys.exit(pytest.main(sys.argv[2:]))"
@@ -300,12 +300,12 @@ def run_tests(folder: Path, tests: Iterable[str], number: int) -> int:
 
 @pytest.mark.parametrize("name", BUGS)
 def test_a_bug_in_the_source_is_seen(planted_package: Path, name: str) -> None:
-    """The named test fails with the bug, and only with it."""
+    """The named test fails if the bug is switched on."""
     number = list(BUGS).index(name) + 1
     ended = run_tests(planted_package, [BUGS[name].test], number)
     assert ended == 1 or ended < 0, f"{BUGS[name].test} does not see that {name}: it ends with {ended}"
 
 
 def test_without_a_bug_the_copy_is_right(planted_package: Path) -> None:
-    """All the named tests pass when nothing is switched on: what fails above, fails for the bug."""
+    """All the named tests pass if no bug is switched on, so that the failures above are due to the bugs."""
     assert run_tests(planted_package, sorted({bug.test for bug in BUGS.values()}), 0) == 0

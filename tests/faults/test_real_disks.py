@@ -1,7 +1,6 @@
-"""Disks that are really full, and a disk that really fails: file systems mounted for the test, as root.
+"""Disks that are really full, and a disk that really fails: file systems mounted for the tests, as root.
 
-Elsewhere than as root these tests are skipped; `test_generation_faults.py` and `test_each_call.py` let the calls fail
-one by one.
+Without root these tests are skipped; `test_generation_faults.py` and `test_each_call.py` let calls fail one by one.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def put(index: int, size: int) -> list[Entry]:
 
 
 def fill(disk: Path, leave: int = 0) -> Path:
-    """Takes all the room of a disk, but some, as other programs would."""
+    """Fill a disk, as other programs might, except for `leave` bytes."""
     filler = disk / "filler"
     for piece in (64 << 10, 4 << 10):
         with filler.open("ab", buffering=0) as file, suppress(OSError):
@@ -63,7 +62,7 @@ def state_of(machine: FastStateMachine) -> tuple[LogId, dict[bytes, bytes]]:
 @pytest.mark.parametrize("mounted", [small_tmpfs, small_ext4], ids=["tmpfs", "ext4"])
 @pytest.mark.parametrize("stores", [None, False], ids=["stored", "written"])
 def test_a_full_disk_is_an_error_until_there_is_room(mounted: Mounted, stores: bool | None, tmp_path: Path) -> None:
-    """ENOSPC, the file as long as it was, the state intact in memory and on disk; with room it goes on."""
+    """A full disk is ENOSPC and leaves file and state unchanged; the machine continues when there is room."""
     outcomes: Counter[str] = Counter()
     with mounted(tmp_path) as disk:
         machine = FastStateMachine(
@@ -116,7 +115,7 @@ def test_a_full_disk_is_an_error_until_there_is_room(mounted: Mounted, stores: b
 
 
 def test_a_full_disk_from_the_start_is_an_error(tmp_path: Path) -> None:
-    """Opening a new directory without room is a `StorageError`; with room the same directory opens."""
+    """Opening a new directory on a full disk is a `StorageError`; when there is room the same directory opens."""
     with small_tmpfs(tmp_path) as disk:
         filler = fill(disk)
         with pytest.raises(StorageError) as caught:
@@ -130,7 +129,7 @@ def test_a_full_disk_from_the_start_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mounted", [small_tmpfs, small_ext4], ids=["tmpfs", "ext4"])
 @pytest.mark.parametrize("end", ["closed", "killed", "without LOCK's content"])
 def test_a_directory_on_a_full_disk_can_be_opened(mounted: Mounted, end: str, tmp_path: Path) -> None:
-    """Opening needs no room: everything is there to be read, and a snapshot can be written to another disk."""
+    """A directory on a full disk can be opened and read, and a snapshot can be written to another disk."""
     with mounted(tmp_path) as disk:
         with FastStateMachine(disk / "state") as machine:
             for index in range(1, 40):
@@ -157,9 +156,9 @@ def test_a_directory_on_a_full_disk_can_be_opened(mounted: Mounted, end: str, tm
 
 @contextmanager
 def failing_disk(root: Path) -> Iterator[tuple[Path, Path]]:
-    """An ext4 in a file on a tmpfs without room for its data: the block device fails, not the file system.
+    """Mount an ext4 in a file on a tmpfs without room for its data: the block device fails, not the file system.
 
-    Gives the mounted ext4, and its image.
+    Yield the mounted ext4 and its image.
     """
     with tmpfs(root / "below", 48 * MIB) as below, ext4(root / "disk", below / "image", 160 * MIB) as disk:
         os.sync()
@@ -167,15 +166,15 @@ def failing_disk(root: Path) -> Iterator[tuple[Path, Path]]:
 
 
 @pytest.mark.parametrize("stores", [None, False], ids=["stored", "written"])
-def test_what_counted_is_there_after_a_real_failed_sync(stores: bool | None, tmp_path: Path) -> None:
-    """The disk fails a sync, the process is killed, the next one flushes, power fails: all that counted is there."""
+def test_durable_entries_survive_a_real_failed_sync(stores: bool | None, tmp_path: Path) -> None:
+    """After a failed sync, a kill, a flush by the next process and a power loss, everything durable is there."""
     files = Disk(stores=stores).files
     with failing_disk(tmp_path) as (disk, image):
         machine = FastStateMachine(disk / "state", auto_compact=False, _files=files)
         for index in range(1, 6):
             machine.apply(put(index, 5_000))
         machine.flush()
-        machine.apply(put(6, 4 * MIB))  # its blocks are allocated in the file system, and nowhere below
+        machine.apply(put(6, 4 * MIB))  # its blocks are allocated in the file system, but not on the device
         for index in range(7, 30):
             machine.apply(put(index, 5_000))
         filler = fill(image.parent)
@@ -191,11 +190,11 @@ def test_what_counted_is_there_after_a_real_failed_sync(stores: bool | None, tmp
 
         filler.unlink()
         machine = FastStateMachine(disk / "state", auto_compact=False, _files=files)
-        assert state_of(machine) == state, "the page cache has all of it, and is not believed:"
+        assert state_of(machine) == state, "the page cache does not have everything"
         assert machine.durable() == LogId(5, 1)
         machine.flush()
         assert machine.durable() == LogId(29, 1)
-        # What the device holds now, and no page that was not synced: as if the power had failed.
+        # The device's content without unsynced pages, as after a power loss.
         shutil.copy(image, tmp_path / "image-after")
         kill(machine)
     with ext4(tmp_path / "after", tmp_path / "image-after") as disk, FastStateMachine(
@@ -218,7 +217,7 @@ def log_entries(log: RaftLog, size: int, count: int = 1) -> list[Entry]:
 def test_a_log_on_a_full_disk_is_compacted_and_goes_on(
     mounted: Mounted, stores: bool | None, segment_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ENOSPC, and the log as it was, in memory and on disk; a compaction still works, and gives files back."""
+    """A full disk is ENOSPC and leaves the log unchanged; it can still be compacted, closed and opened."""
     monkeypatch.setattr(raft_log, "SEGMENT_BYTES", segment_bytes)
     with mounted(tmp_path) as disk:
         log = RaftLog(disk / "log", _files=Disk(stores=stores).files)
@@ -260,14 +259,14 @@ def test_a_log_on_a_full_disk_is_compacted_and_goes_on(
             assert log_state(log) == before
 
 
-def test_what_counted_in_a_log_is_there_after_a_real_failed_sync(tmp_path: Path) -> None:
-    """The disk fails a sync, the process is killed, the next one syncs, power fails: all that counted is there."""
+def test_durable_entries_of_a_log_survive_a_real_failed_sync(tmp_path: Path) -> None:
+    """After a failed sync, a kill, a sync by the next process and a power loss, everything durable is in the log."""
     with failing_disk(tmp_path) as (disk, image):
         log = RaftLog(disk / "log")
         log.save_hard_state(3, b"me")
         log.append(log_entries(log, 5_000, 5))
         log.sync()
-        log.append(log_entries(log, 4 * MIB))  # its blocks are allocated in the file system, and nowhere below
+        log.append(log_entries(log, 4 * MIB))  # its blocks are allocated in the file system, but not on the device
         log.append(log_entries(log, 5_000, 20))
         filler = fill(image.parent)
         with pytest.raises(StorageError) as caught:
@@ -281,7 +280,7 @@ def test_what_counted_in_a_log_is_there_after_a_real_failed_sync(tmp_path: Path)
 
         filler.unlink()
         log = RaftLog(disk / "log")
-        assert log.entries(1, 99) == kept, "the page cache has all of it, and is not believed:"
+        assert log.entries(1, 99) == kept, "the page cache does not have everything"
         assert log.hard_state() in ((3, b"me"), (4, b"you"))
         log.sync()
         assert log.durable_index == 26

@@ -1,4 +1,4 @@
-"""What lies in the directory may be anybody's doing: links lead nowhere, and all that is made is its owner's alone."""
+"""Hostile files in a directory: links are not followed, and everything that is made is private to its owner."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SECRET = b"nobody's business"
 
 @pytest.fixture(autouse=True)
 def tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A saved table is among the files; each entry of a Raft log begins a segment."""
+    """Save tables of any size, and let each entry of a Raft log begin a segment."""
     monkeypatch.setattr(generations, "SAVE_TABLE_ABOVE", 0)
     monkeypatch.setattr(raft_log, "SEGMENT_BYTES", 1)
 
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
-    """A closed state with every kind of file: base, log, table, CURRENT, LOCK."""
+    """Provide a closed state with every kind of file: base, log, table, CURRENT, LOCK."""
     path = tmp_path / "state"
     with FastStateMachine(path, retain_entries=0) as machine:
         machine.apply(CHUNK)
@@ -40,7 +40,7 @@ def state(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A file elsewhere, which must stay as it is."""
+    """Provide a file elsewhere, which must stay unchanged."""
     path = tmp_path / "outside"
     path.write_bytes(SECRET)
     path.chmod(0o640)
@@ -48,14 +48,14 @@ def outside(tmp_path: Path) -> Path:
 
 
 def fill(log: RaftLog) -> None:
-    """Every kind of file: three segments, NEWEST, LOCK."""
+    """Make every kind of file of a log: three segments, NEWEST, LOCK."""
     for index in range(1, 4):
         log.append([(index, 1, b"entry")])
     log.save_hard_state(1, b"me")
 
 
 def use(path: Path) -> None:
-    """Everything that writes."""
+    """Call everything that writes."""
     with FastStateMachine(path, retain_entries=0) as machine:
         machine.apply([(machine.last_applied().index + 1, 1, fastsm.put(b"key", b"another"))])
         machine.flush()
@@ -78,8 +78,8 @@ class Opened:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
-def test_all_that_is_made_is_its_owners_alone(umask: int, tmp_path: Path) -> None:
-    """Directories are 0700 and files 0600: of a state, a snapshot, a receiver and logs, whatever the umask."""
+def test_everything_that_is_made_is_private_to_its_owner(umask: int, tmp_path: Path) -> None:
+    """Directories of states, snapshots, receivers and logs have mode 0700, and files 0600, whatever the umask is."""
     before = os.umask(umask)
     try:
         with FastStateMachine(tmp_path / "state", retain_entries=0) as machine:
@@ -103,7 +103,7 @@ def test_all_that_is_made_is_its_owners_alone(umask: int, tmp_path: Path) -> Non
 @pytest.mark.parametrize("kind", ["base", "log", "table", "CURRENT", "LOCK"])
 @pytest.mark.parametrize("target", ["a file outside", "itself, elsewhere", "nothing"])
 def test_a_link_in_place_of_a_file_is_refused(kind: str, target: str, state: Path, outside: Path) -> None:
-    """It is an error, or, of a table, which can be done without, passed over; what it leads to stays as it is."""
+    """A link in place of a file is an error, or is ignored in place of a table; its target stays unchanged."""
     (name,) = (name for name in os.listdir(state) if name.split("-")[0] == kind)
     moved = outside.with_name("moved")
     (state / name).rename(moved)
@@ -121,7 +121,7 @@ def test_a_link_in_place_of_a_file_is_refused(kind: str, target: str, state: Pat
     "name", ["CURRENT.tmp", "CURRENT-3.tmp", "log-3", "base-3", "base-3.tmp", "table-3", "table-3.tmp"]
 )
 def test_a_link_where_a_file_would_be_made_is_not_followed(name: str, state: Path, outside: Path) -> None:
-    """It is replaced, or, as anything that is not this library's own, left alone, and its number is passed over."""
+    """A link with the name of a file to be made is replaced, or stays and its number is skipped."""
     (state / name).symlink_to(outside)
     use(state)
     assert (outside.read_bytes(), outside.stat().st_mode & 0o777) == (SECRET, 0o640)
@@ -131,7 +131,7 @@ def test_a_link_where_a_file_would_be_made_is_not_followed(name: str, state: Pat
 
 @pytest.mark.parametrize("name", ["journal-1", "LOCK"])
 def test_a_link_in_a_journal_is_refused(name: str, tmp_path: Path, outside: Path) -> None:
-    """The same of the journal's files."""
+    """A link in place of a journal's file is refused; its target stays unchanged."""
     with Opened(tmp_path / "journal") as journal:
         journal.add(b"entry", 1, 1)
     (tmp_path / "journal" / name).unlink()
@@ -144,7 +144,7 @@ def test_a_link_in_a_journal_is_refused(name: str, tmp_path: Path, outside: Path
 @pytest.mark.parametrize("name", ["journal-2", "journal-4", "NEWEST", "LOCK"])
 @pytest.mark.parametrize("target", ["a file outside", "itself, elsewhere", "nothing"])
 def test_a_link_in_a_raft_log_is_refused(name: str, target: str, tmp_path: Path, outside: Path) -> None:
-    """The same of each file of a Raft log; what it leads to stays as it is."""
+    """A link in place of any file of a Raft log is refused; its target stays unchanged."""
     path = tmp_path / "raft-log"
     with RaftLog(path) as log:
         fill(log)
@@ -162,7 +162,7 @@ def test_a_link_in_a_raft_log_is_refused(name: str, target: str, tmp_path: Path,
 
 @pytest.mark.parametrize("name", ["NEWEST.tmp", "journal-5"])
 def test_a_link_where_a_raft_log_would_make_a_file_is_not_followed(name: str, tmp_path: Path, outside: Path) -> None:
-    """It is replaced or refused: what it leads to stays as it is."""
+    """A link where a Raft log would make a file does not hinder an append; its target stays unchanged."""
     path = tmp_path / "raft-log"
     with RaftLog(path) as log:
         fill(log)
@@ -175,8 +175,8 @@ def test_a_link_where_a_raft_log_would_make_a_file_is_not_followed(name: str, tm
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["FIFO", "directory"])
 @pytest.mark.parametrize("kind", ["base", "log", "CURRENT", "LOCK"])
-def test_what_is_no_regular_file_is_refused(kind: str, make: Callable[[Path], object], state: Path) -> None:
-    """A FIFO or a directory in place of a file is a typed error at once: nobody waits for a FIFO's other end."""
+def test_anything_but_a_regular_file_is_refused(kind: str, make: Callable[[Path], object], state: Path) -> None:
+    """A FIFO or a directory in place of a file is immediately a typed error, without a wait for a FIFO's writer."""
     (name,) = (name for name in os.listdir(state) if name.split("-")[0] == kind)
     (state / name).unlink()
     make(state / name)
@@ -191,4 +191,4 @@ def test_what_is_no_regular_file_is_refused(kind: str, make: Callable[[Path], ob
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
     thread.join(30)
-    assert len(errors) == 1, "it waits" if thread.is_alive() else "nothing was said"
+    assert len(errors) == 1, "it blocks" if thread.is_alive() else "there was no error"

@@ -1,5 +1,6 @@
-"""Every call of the seam fails once, and at every call the process is killed: in snapshots, installs, compactions,
-resets, closes and openings. What is left is the old generation or the new one, whole.
+"""Snapshots, installs, compactions, resets, closes and openings, with a failure or a kill at each call of the seam.
+
+Each leaves the old generation or the new one, whole.
 """
 
 from __future__ import annotations
@@ -39,21 +40,21 @@ pytestmark = pytest.mark.usefixtures("quiet", "quick_collections")
 
 @pytest.fixture(scope="module")
 def template() -> Iterator[Path]:
-    """A state with a base, a log after it and a saved table; a snapshot of it; two that are newer."""
+    """Provide a state with a base, a log and a saved table; a snapshot of it; and two newer snapshots."""
     with memory_directory() as root:
         build_template(root)
         yield root
 
 
 class Failed(NamedTuple):
-    """What a StorageError said; the error itself would keep frames alive, and what is open in them."""
+    """The facts of a `StorageError`; the error itself would keep frames alive, and their open files."""
 
     errno: int | None
     text: str
 
 
 class Stage:
-    """A copy of the template with a machine at work in it, and what it holds before and after the scene."""
+    """A copy of the template with an open machine, and its states before and after the scene."""
 
     def __init__(self, template: Path, root: Path, scene: Scene) -> None:
         self.root = root
@@ -68,11 +69,11 @@ class Stage:
         self.next = history.chunk(1)
         self.old = state_of(self.machine)
         self.generation = self.machine.stats().generation
-        self.left = [self.old]  # what may be found at the end
+        self.left = [self.old]  # the states that may be found at the end
         self.disk.forget()
 
     def play(self) -> Failed | None:
-        """The scene; returns what ended it."""
+        """Play the scene; return the failure that ended it, or None."""
         try:
             self.scene.act(self.machine, self.root)
         except StorageError as error:
@@ -89,7 +90,7 @@ class Stage:
 
 @pytest.fixture(params=SCENES)
 def scene(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Scene:
-    """Each of the scenes."""
+    """Provide each of the scenes."""
     name: str = request.param
     if "zstd" in name:
         pytest.importorskip("zstandard")
@@ -99,7 +100,7 @@ def scene(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Sc
 
 
 def rehearse(template: Path, root: Path, scene: Scene) -> tuple[list[Call], list[tuple[Any, ...]]]:
-    """The seam's calls when nothing fails, and the states that may be found: the old one and the new one."""
+    """Play the scene without a fault; return the seam's calls, and the states that may be found: old and new."""
     stage = Stage(template, root, scene)
     assert stage.play() is None
     calls = list(stage.disk.calls)
@@ -111,7 +112,7 @@ def rehearse(template: Path, root: Path, scene: Scene) -> tuple[list[Call], list
 
 
 def test_at_each_call_a_kill_leaves_the_old_generation_or_the_new_one(template: Path, scene: Scene) -> None:
-    """Killed before any call of the seam: one of the two opens, whole; a snapshot that it knows of is there."""
+    """After a kill before any call of the seam, the old or the new generation opens; a snapshot it names is there."""
     with memory_directory() as root:
         calls, states = rehearse(template, root / "stage", scene)
         stage = Stage(template, root / "stage", scene)
@@ -140,7 +141,7 @@ def test_at_each_call_a_kill_leaves_the_old_generation_or_the_new_one(template: 
 def test_at_each_call_a_fault_leaves_the_old_generation_or_the_new_one(
     template: Path, scene: Scene, fault: tuple[int, bool]
 ) -> None:
-    """Each failing call is a StorageError, or is gone around; nothing is lost, left open, or left behind."""
+    """A failing call is a ``StorageError``, or does not matter; nothing is lost, left open or left on disk."""
     code, done = fault
     outcomes: Counter[str] = Counter()
     with memory_directory() as root:
@@ -162,11 +163,11 @@ def test_at_each_call_a_fault_leaves_the_old_generation_or_the_new_one(
             gc.collect(0)
             assert open_files(root) == [], here
     print(f"{len(calls)} calls: {dict(outcomes)}")
-    assert outcomes["failed"] >= 3  # a full disk is no error of a close, once all data is durable
+    assert outcomes["failed"] >= 3  # a full disk does not fail a close when all data is durable
 
 
 def state_of_copy(stage: Stage, root: Path) -> tuple[Any, ...]:
-    """What a process killed now would leave to the next one."""
+    """Return the state that the next process would find if this one were killed now."""
     copy = crash_copy(stage.root, root / "copy")
     try:
         return reopen(copy)
@@ -177,7 +178,7 @@ def state_of_copy(stage: Stage, root: Path) -> tuple[Any, ...]:
 def judge_running(
     stage: Stage, states: list[tuple[Any, ...]], error: Failed | None, before: list[str], here: str
 ) -> str:
-    """A machine that runs on, right after the fault: in the old state, or in the new one if nothing was said."""
+    """Check a machine that still runs after the fault: it has the old state or, without an error, the new one."""
     machine = stage.machine
     stage.disk.forget()
     inside(machine).check()
@@ -209,13 +210,13 @@ def judge_running(
 
 
 def poison_is_due(stage: Stage, found: tuple[Any, ...], machine: FastStateMachine) -> bool:
-    """Whether what the disk holds is unknown: the log's sync has failed, or CURRENT names the next generation."""
+    """Return whether the disk's content is unknown: the log's sync failed, or CURRENT names the next generation."""
     named = int.from_bytes((stage.root / "state" / "CURRENT").read_bytes()[16:24], "little")
     return named != stage.generation or "syncing the log" in str(inside(machine).log.poisoned)
 
 
 def opens_or_says_why(path: Path, disk: Disk, code: int, state: tuple[Any, ...]) -> bool:
-    """Whether an opening failed, with the error of the system; else it found the state."""
+    """Return whether an opening failed with the system's error; otherwise it must find the state."""
     try:
         with closing(FastStateMachine(path / "state", _files=disk.files, **OPTIONS)) as machine:
             disk.rules.clear()
@@ -230,7 +231,7 @@ def opens_or_says_why(path: Path, disk: Disk, code: int, state: tuple[Any, ...])
 def test_at_each_call_of_an_opening_a_fault_leaves_everything_as_it_was(
     template: Path, fault: tuple[int, bool], end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An opening that fails is a StorageError; the next one finds the whole state, and nothing is left open."""
+    """An opening that fails is a ``StorageError``; the next one finds the whole state, and nothing is left open."""
     code, done = fault
     monkeypatch.setattr("fastsm.core.generations.SAVE_TABLE_ABOVE", 0)
     failed = 0

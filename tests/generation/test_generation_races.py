@@ -1,4 +1,4 @@
-"""Snapshots, compactions and installs next to one thing that comes at the worst moment, step by step."""
+"""Snapshots, compactions and installs while something else happens at the worst moment, step by step."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ Entries = list[tuple[int, int, bytes]]
 
 
 def entries(first: int, last: int) -> Entries:
-    """One put each, of few keys."""
+    """Return entries with one put each, of a few keys."""
     return [(index, 1, fastsm.put(b"key-%d" % (index % 5), b"%d" % index)) for index in range(first, last + 1)]
 
 
 def apply(machine: FastStateMachine, first: int, last: int) -> None:
-    """Each entry as a chunk of its own."""
+    """Apply each entry as a chunk of its own."""
     for index in range(first, last + 1):
         assert machine.apply(entries(index, index)) == [True]
 
 
 @pytest.fixture
 def with_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However small the state, its table is saved."""
+    """Save tables of states of any size."""
     monkeypatch.setattr("fastsm.core.generations.SAVE_TABLE_ABOVE", 0)
 
 
@@ -45,13 +45,13 @@ def with_tables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Nowhere:
-    """What a capture writes to, when nobody reads it."""
+    """A directory that discards what a capture writes."""
 
     write = staticmethod(lambda fd, data, offset: None)
 
 
 def test_a_capture_holds_each_key_once_however_fast_the_same_keys_are_written(directory: Path) -> None:
-    """A record whose successor was overwritten just as the map of dead records was copied is not revived."""
+    """A record is not revived if its successor is overwritten while the map of dead records is copied."""
     machine = FastStateMachine(directory, auto_compact=False)
     machine.apply(entries(1, 5))
     ending = threading.Event()
@@ -68,7 +68,7 @@ def test_a_capture_holds_each_key_once_however_fast_the_same_keys_are_written(di
 
     with in_thread(write):
         try:
-            stop = time.monotonic() + 2  # some 20 in thousands of captures were wrong
+            stop = time.monotonic() + 2  # without the fix, some 20 of thousands of captures were wrong
             while time.monotonic() < stop:
                 capture = inside(machine).capture(None)
                 capture.find(lambda: None)
@@ -83,7 +83,7 @@ def test_a_capture_holds_each_key_once_however_fast_the_same_keys_are_written(di
 def test_chunks_at_every_step_of_the_work_are_neither_lost_nor_taken_too_early(
     tmp_path: Path, directory: Path, with_tables: None, what: str
 ) -> None:
-    """At each call of the seam a chunk is applied: it is in the state, now and after opening, and in no snapshot."""
+    """A chunk applied at any call of the seam is in the state, also after reopening, and not in the snapshot."""
     disk = Disk()
     history = History(11, large=False)
     chunks = [history.chunk() for _ in range(30)]
@@ -94,8 +94,8 @@ def test_chunks_at_every_step_of_the_work_are_neither_lost_nor_taken_too_early(
     following = [history.chunk()]
 
     def interfere(call: object) -> None:
-        disk.before = None  # an apply makes calls, too
-        with suppress(RuntimeError):  # it is in the writer's turn itself
+        disk.before = None  # applying makes calls, too
+        with suppress(RuntimeError):  # raised if the call is made in the writer's own turn
             machine.apply(following[0])
             chunks.append(following.pop())
             following.append(history.chunk())
@@ -122,7 +122,7 @@ def test_chunks_at_every_step_of_the_work_are_neither_lost_nor_taken_too_early(
 def test_a_snapshot_as_of_each_chunk_installs_as_that_state(
     tmp_path: Path, directory: Path, machine_at: MachineAt
 ) -> None:
-    """What later chunks overwrote or deleted is there again, what was deleted before is not; so after a compaction."""
+    """A snapshot as of an earlier chunk has that chunk's values and deletes, before and after a compaction."""
     history = History(12, large=False)
     chunks = [history.chunk(5) for _ in range(24)]
     machine, other = machine_at(directory, auto_compact=False), machine_at(tmp_path / "other")
@@ -136,14 +136,14 @@ def test_a_snapshot_as_of_each_chunk_installs_as_that_state(
         assert state_of(other) == state_of(model_of(chunks[:number]))
 
 
-# ---- what a saved table says -----------------------------------------------------------------------------
+# ---- the content of a saved table ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("between", ["nothing", "compact", "flush"])
 def test_metadata_of_a_snapshot_is_in_the_table_that_is_saved(
     tmp_path: Path, directory: Path, machine_at: MachineAt, with_tables: None, between: str
 ) -> None:
-    """Closed and opened again by its saved table, a machine knows of the snapshots that it wrote."""
+    """A machine that is reopened from its saved table knows the metadata of the snapshot that it wrote."""
     machine = machine_at(directory, retain_entries=3)
     apply(machine, 1, 10)
     metadata = machine.write_snapshot(tmp_path)
@@ -159,10 +159,10 @@ def test_metadata_of_a_snapshot_is_in_the_table_that_is_saved(
     assert machine.last_applied() == LogId(12, 1)
 
 
-def test_an_installed_snapshot_is_known_behind_a_saved_table(
+def test_metadata_of_an_installed_snapshot_is_in_the_saved_table(
     tmp_path: Path, directory: Path, machine_at: MachineAt, with_tables: None
 ) -> None:
-    """The same for the snapshot that a machine took over."""
+    """A machine that is reopened from its saved table knows the metadata of the snapshot that it installed."""
     source = machine_at(tmp_path / "source")
     source.apply(entries(1, 10))
     metadata = source.write_snapshot(tmp_path)
@@ -175,7 +175,7 @@ def test_an_installed_snapshot_is_known_behind_a_saved_table(
 
 
 def test_a_saved_table_that_cannot_be_read_is_not_needed(directory: Path, with_tables: None) -> None:
-    """Base and log say all that it says."""
+    """If a saved table cannot be read, base and log are read instead."""
     with FastStateMachine(directory) as machine:
         machine.apply(entries(1, 10))
     (directory / "table-1").chmod(0)
@@ -196,7 +196,7 @@ def test_a_saved_table_that_cannot_be_read_is_not_needed(directory: Path, with_t
 
 
 def test_compaction_does_not_carry_over_a_chunk_whose_sync_failed(directory: Path) -> None:
-    """With ``sync="apply"``: the chunk was refused, so it is nowhere, and the machine stays poisoned."""
+    """With ``sync="apply"``, a chunk whose sync failed is not in the next generation, and the machine is poisoned."""
     disk = Disk()
     machine = FastStateMachine(directory, sync="apply", retain_entries=0, auto_compact=False, _files=disk.files)
     machine.apply(entries(1, 10))
@@ -206,7 +206,7 @@ def test_compaction_does_not_carry_over_a_chunk_whose_sync_failed(directory: Pat
     def progress(done: int, total: int) -> None:
         nonlocal gate
         if gate is None and (directory / "base-2").exists() and not prepared.is_set():
-            gate = disk.hold("sync")  # of the chunk below, which is in the log by then
+            gate = disk.hold("sync")  # the sync of the chunk below, which is in the log by then
             disk.fail("sync", times=1)
             prepared.set()
             gate.wait()
@@ -234,8 +234,8 @@ def test_compaction_does_not_carry_over_a_chunk_whose_sync_failed(directory: Pat
         inside(machine).check()
 
 
-def test_flush_beside_a_close_whose_sync_fails_fails_too(directory: Path) -> None:
-    """Who waits after a close is not told that anything is durable when it is not."""
+def test_flush_during_a_close_whose_sync_fails_fails_too(directory: Path) -> None:
+    """A flush that waits during a close whose sync fails raises, too: its entries are not durable."""
     disk = Disk()
     machine = FastStateMachine(directory, _files=disk.files)
     machine.apply(entries(1, 3))
@@ -244,11 +244,11 @@ def test_flush_beside_a_close_whose_sync_fails_fails_too(directory: Path) -> Non
     with pytest.raises(StorageError):
         machine.close()
     with pytest.raises(StorageError, match="poisoned"):
-        inside(machine).sync_to(mark)  # it goes on
+        inside(machine).sync_to(mark)  # the flush continues
 
 
 def test_snapshot_of_a_poisoned_machine_is_refused_before_anything_is_replaced(tmp_path: Path, directory: Path) -> None:
-    """Its promise, that all it includes is durable here, cannot be kept: the older snapshot stays."""
+    """A poisoned machine refuses a snapshot, whose entries could not be made durable; the older snapshot stays."""
     disk = Disk()
     machine = FastStateMachine(directory, _files=disk.files)
     machine.apply(entries(1, 3))
@@ -266,10 +266,10 @@ def test_snapshot_of_a_poisoned_machine_is_refused_before_anything_is_replaced(t
         machine.close()
 
 
-def test_when_nobody_can_say_what_current_names_the_machine_is_poisoned(
+def test_when_it_is_unknown_what_current_names_the_machine_is_poisoned(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rename of CURRENT fails, and so does the look at it: nothing more is acknowledged in the old log."""
+    """If the rename of CURRENT and the check of it both fail, nothing more is acknowledged in the old log."""
     disk = Disk()
     machine = FastStateMachine(directory, _files=disk.files)
     machine.apply(entries(1, 3))
@@ -287,7 +287,7 @@ def test_when_nobody_can_say_what_current_names_the_machine_is_poisoned(
 
 
 def test_close_within_a_compaction_ends_it(directory: Path) -> None:
-    """Wherever its ``progress`` closes the machine, the compaction is a SnapshotError, and the state stays."""
+    """Whenever its ``progress`` closes the machine, the compaction raises ``SnapshotError``, and the state stays."""
     calls = 1
     while True:
         machine = FastStateMachine(directory, retain_entries=3, verify_on_open="off")
@@ -315,7 +315,7 @@ def test_close_within_a_compaction_ends_it(directory: Path) -> None:
 
 @pytest.mark.parametrize("what", ["compact", "install", "write_snapshot"])
 def test_close_waits_for_what_it_ends(tmp_path: Path, directory: Path, what: str) -> None:
-    """Once the directory is closed, nobody is at work in it any more, and nothing of the work is left."""
+    """When close returns, no work is still running in the directory, and none of its files are left."""
     disk = Disk()
     machine = FastStateMachine(directory, retain_entries=0, _files=disk.files)
     apply(machine, 1, 10)
@@ -340,7 +340,7 @@ def test_close_waits_for_what_it_ends(tmp_path: Path, directory: Path, what: str
 
 
 def test_close_ends_the_snapshot_of_a_coroutine(tmp_path: Path, directory: Path) -> None:
-    """``generate_snapshot_data`` under way does not hold the close up until all of it is written."""
+    """A close ends a running ``generate_snapshot_data`` instead of waiting until all of it is written."""
     disk = Disk()
     machine = FastStateMachine(directory, _files=disk.files)
     machine.apply(entries(1, 10))
@@ -360,8 +360,8 @@ def test_close_ends_the_snapshot_of_a_coroutine(tmp_path: Path, directory: Path)
     assert os.listdir(tmp_path) == [directory.name]
 
 
-def test_nothing_begins_behind_a_close(tmp_path: Path, directory: Path) -> None:
-    """A snapshot, compaction or install that starts when the machine is closed says so."""
+def test_nothing_begins_after_a_close(tmp_path: Path, directory: Path) -> None:
+    """A snapshot, compaction or install of a closed machine raises ``NotRunningError``."""
     machine = FastStateMachine(directory)
     machine.apply(entries(1, 10))
     machine.close()
@@ -380,7 +380,7 @@ def test_nothing_begins_behind_a_close(tmp_path: Path, directory: Path) -> None:
 def test_a_chunk_is_applied_although_no_thread_can_be_had_to_compact(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What calls for compaction comes after the chunk: it is no error of ``apply``, and is called for again."""
+    """If no thread can be started to compact, ``apply`` still succeeds, and a later chunk starts the compaction."""
     machine = FastStateMachine(directory, compact_ratio=0, compact_floor=0, retain_entries=0)
     refused = []
 

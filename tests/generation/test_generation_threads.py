@@ -1,6 +1,6 @@
-"""Threads: any two calls at once, snapshots, compactions, installs, resets and closes among them.
+"""Threads: any two calls at the same time, including snapshots, compactions, installs, resets and closes.
 
-Everything here runs in processes of its own, so that a crash or a hang is a failure with a traceback and no more.
+Everything here runs in separate processes, so that a crash or a hang is only a failed test with a traceback.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ COMMON = """
             assert self.names & ENDING or machine.durable() >= mark
 
         def write_snapshot(self, own):
-            # A snapshot that was ended leaves the older file; one that returned is whole, and is that.
+            # An ended snapshot leaves the older file; one that returned is whole, and is the file.
             path = os.path.join(self.path + "-aside", own)
             try:
                 written = self.machine.write_snapshot(path, compress=random.choice(("none", "none", "zstd")))
@@ -96,7 +96,7 @@ COMMON = """
             self.machine.clear()
 
         def close(self, own):
-            # Closes what the others use, and opens it again for them.
+            # Closes the machine that the other threads use, and opens it again for them.
             with self.reopening:
                 time.sleep(random.random() / 200)
                 self.machine.close()
@@ -119,7 +119,7 @@ COMMON = """
                 stats = machine.stats()
                 assert stats.keys in (0, len(KEYS)), stats
 
-        # ---- at once -----------------------------------------------------------------------------------
+        # ---- at the same time --------------------------------------------------------------------------
 
         def allowed(self, name):
             errors = (NotRunningError,) if "close" in self.names else ()
@@ -203,7 +203,7 @@ EVERYTHING = """
 
 
 def run(program: str, directory: Path) -> None:
-    """Runs a program in a process of its own; a crash, an error or a hang is a failure."""
+    """Run a program in another process; fail on a crash, an error or a hang."""
     source = textwrap.dedent(COMMON) + textwrap.dedent(program)
     command = [sys.executable, "-X", "faulthandler", "-W", "ignore::ResourceWarning", "-c", source, str(directory)]
     try:
@@ -216,15 +216,15 @@ def run(program: str, directory: Path) -> None:
 
 
 def test_any_two_calls_at_once_end_well(tmp_path: Path) -> None:
-    """Each pair of calls, two to four threads: right results or the errors that are due, and a sound state."""
+    """Each pair of calls, in two to four threads, gives correct results or the expected errors, and a sound state."""
     run(PAIRS, tmp_path)
 
 
-def test_eight_readers_beside_snapshots_and_compactions(tmp_path: Path) -> None:
-    """With compaction asked for and coming by itself after each chunk: no reader sees a torn chunk."""
+def test_eight_readers_during_snapshots_and_compactions(tmp_path: Path) -> None:
+    """No reader sees a part of a chunk, during requested compactions and automatic ones after each chunk."""
     run(EIGHT_READERS, tmp_path)
 
 
 def test_everything_at_once_ends_well(tmp_path: Path) -> None:
-    """Every call, compactions and installs twice."""
+    """All calls run at the same time, compactions and installs twice, and leave a sound state."""
     run(EVERYTHING, tmp_path)

@@ -1,7 +1,7 @@
-"""kill -9 at any moment: what a process acknowledged is there, whole chunks only, and opening always works.
+"""kill -9 at any moment: all acknowledged chunks are there, only whole ones, and opening always works.
 
-The killed process is this file, run as a program. It applies and flushes, and acknowledges through a pipe; where
-it is at the moment it says in one byte of shared memory.
+The killed process is this file, run as a program. It applies and flushes, and acknowledges through a pipe; one byte of
+shared memory holds its current phase.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from support.histories import History, state_of
 from support.inside import inside
 
 KILLS_EACH = 20
-ACKNOWLEDGEMENT = struct.Struct("<cIQ")  # what returned, the history's number, the index
-EPOCH = b"epoch"  # a key that tells which history a state is of
+ACKNOWLEDGEMENT = struct.Struct("<cIQ")  # the call that returned, the history's number, the index
+EPOCH = b"epoch"  # the key that holds the number of the state's history
 JOBS = ("snapshotting", "compacting", "installing")
 PHASES = ("starting", "opening", "between", "applying", "writing", "allocating", "syncing", "switching", *JOBS)
-CLASSES = {  # of the moments at which a kill may fall: of those that are aimed at, at least a twentieth in each
+CLASSES = {  # of moments of a kill; each class that a test aims at gets at least a twentieth of the kills
     "between": {"starting", "opening", "between"},
     "the frame's write": {"applying", "writing", "allocating"},
     "the sync": {"syncing"},
@@ -44,13 +44,13 @@ CLASSES = {  # of the moments at which a kill may fall: of those that are aimed 
 
 
 class Setting(NamedTuple):
-    """How the killed process works."""
+    """The options of the killed process."""
 
     stores: bool
     sync: str
     large: bool
     resets: bool
-    job: str = ""  # of JOBS: what it does between chunks
+    job: str = ""  # one of JOBS: what it does between chunks
 
 
 SETTINGS = {
@@ -66,12 +66,12 @@ SETTINGS = {
 
 
 def aside(directory: str | Path) -> str:
-    """Where the snapshots are written."""
+    """Return the directory of the snapshots."""
     return f"{directory}.aside"
 
 
 def last_written(directory: str | Path) -> int:
-    """As of which entry the snapshot there is; 0 when there is none."""
+    """Return the index that the snapshot is as of; 0 if there is none."""
     if not os.path.exists(os.path.join(aside(directory), "snapshot.fsm")):
         return 0
     with open_snapshot(aside(directory)) as snapshot:
@@ -79,7 +79,7 @@ def last_written(directory: str | Path) -> int:
 
 
 def chunks_of(setting: Setting, seed: int, epoch: int) -> Iterator[list[Entry]]:
-    """The history number ``epoch``, endless; its first entry tells the number."""
+    """Yield the endless history number ``epoch``; its first entry writes the number."""
     history = History(seed + 1000 * epoch, large=False)
     history.last = LogId(1, 1)
     yield [Entry(1, 1, fastsm.put(EPOCH, b"%d" % epoch))]
@@ -95,7 +95,7 @@ def chunks_of(setting: Setting, seed: int, epoch: int) -> Iterator[list[Entry]]:
 
 
 def watched(phase: Callable[[str], Any], stores: bool) -> type[Directory]:
-    """The seam, telling where the process is."""
+    """Return a seam that reports the process's phase."""
 
     def telling(name: str, method: str) -> Callable[..., Any]:
         function = getattr(Directory, method)
@@ -104,7 +104,7 @@ def watched(phase: Callable[[str], Any], stores: bool) -> type[Directory]:
         def call(self: Directory, *arguments: Any) -> Any:
             before = phase(name)
             if before == "switching" or (before in JOBS and name != "switching"):
-                phase(before)  # what is written and synced on the way belongs to it
+                phase(before)  # writes and syncs within a phase belong to it
             try:
                 return function(*arguments) if static else function(self, *arguments)
             finally:
@@ -124,7 +124,7 @@ def watched(phase: Callable[[str], Any], stores: bool) -> type[Directory]:
 
 
 def run(directory: str, phase_file: str, pipe: int, seed: int, setting: Setting) -> None:
-    """Applies, flushes and resets until it is killed."""
+    """Apply, flush and reset until the process is killed."""
     with open(phase_file, "r+b") as file:
         memory = mmap.mmap(file.fileno(), 1)
     current = ["starting"]
@@ -146,7 +146,7 @@ def run(directory: str, phase_file: str, pipe: int, seed: int, setting: Setting)
     acknowledge(b"o", epoch, machine.last_applied().index)
 
     def work() -> bool:
-        """The job; whether the history goes on from an earlier entry."""
+        """Do the job; return whether the history continues from an earlier entry."""
         phase(setting.job)
         index = machine.last_applied().index
         written = last_written(directory)
@@ -182,11 +182,11 @@ def run(directory: str, phase_file: str, pipe: int, seed: int, setting: Setting)
             acknowledge(b"r", epoch, 0)
 
 
-# ---- the one that kills ---------------------------------------------------------------------------------
+# ---- the process that kills -----------------------------------------------------------------------------
 
 
 class Killed(NamedTuple):
-    """What is known of a process after its end. ``installing``: the entry that it was perhaps going back to."""
+    """What is known of a killed process. ``installing``: the index that an install may have gone back to."""
 
     phase: str
     opened: bool
@@ -198,7 +198,7 @@ class Killed(NamedTuple):
 
 
 def run_and_kill(directory: Path, seed: int, setting: Setting, dice: random.Random) -> Killed:
-    """Starts the process, lets it work for a random time, and kills it, where dice say so in a certain phase."""
+    """Start the process, let it work for a random time, and kill it, mostly in a certain phase."""
     phase_file = directory.with_suffix(".phase")
     phase_file.write_bytes(b"\0")
     reading, writing = os.pipe()
@@ -224,7 +224,7 @@ def run_and_kill(directory: Path, seed: int, setting: Setting, dice: random.Rand
             epoch, applied, flushed = number, index, 0
         elif what == b"a":
             assert number == epoch
-            applied = max(applied, index)  # what it replays was applied before
+            applied = max(applied, index)  # replayed entries were applied before
         elif what == b"s":
             written = index
         elif what == b"I":
@@ -237,7 +237,7 @@ def run_and_kill(directory: Path, seed: int, setting: Setting, dice: random.Rand
 
 
 def wait_for_moment(memory: mmap.mmap, setting: Setting, dice: random.Random) -> None:
-    """A random time after the process began to open or to work, and then, mostly, a certain phase."""
+    """Wait a random time after the process begins to open or to work, and then, mostly, for a certain phase."""
     deadline = time.monotonic() + 20
     first = PHASES.index("opening" if dice.random() < 0.1 else "between")
     while memory[0] < first and time.monotonic() < deadline:
@@ -257,16 +257,16 @@ def wait_for_moment(memory: mmap.mmap, setting: Setting, dice: random.Random) ->
 def assert_right(
     directory: Path, seed: int, setting: Setting, killed: Killed, before: tuple[int | None, LogId] | None = None
 ) -> tuple[int | None, LogId]:
-    """The state is that after some whole chunks, and not short of what was acknowledged.
+    """Check that the state is that after some whole chunks, no fewer than were acknowledged.
 
-    Returns its epoch and last applied; ``before`` is what the life before was left with.
+    Return its epoch and last applied entry; ``before`` has those that the previous life left.
     """
     with FastStateMachine(directory) as machine:
         inside(machine).check()
         applied = machine.last_applied()
         epoch = int(machine.get(EPOCH) or -1) if applied.index else None
         if epoch is None:
-            # Nothing was applied, or a reset was under way or over.
+            # Nothing was applied, or a reset had begun or was done.
             assert killed.applied == 0 or setting.resets
         elif not killed.opened:
             assert before in (None, (epoch, applied)), "it was killed before it did anything"
@@ -290,7 +290,7 @@ def assert_right(
 
 
 def assert_snapshot_right(directory: Path, seed: int, setting: Setting, killed: Killed) -> None:
-    """A snapshot that was acknowledged, or a later one, is there, whole: the state as of its entry."""
+    """Check that an acknowledged snapshot, or a later one, is there, and has the state as of its entry."""
     if not os.path.exists(os.path.join(aside(directory), "snapshot.fsm")):
         assert killed.written == 0
         return
@@ -311,17 +311,17 @@ def assert_snapshot_right(directory: Path, seed: int, setting: Setting, killed: 
 
 
 def test_killed_process_loses_nothing_that_it_acknowledged(tmp_path: Path) -> None:
-    """Recovered is every apply that returned, exactly the state of whole chunks, wherever the kill fell."""
+    """After a kill at any moment, every apply that returned is recovered, and only whole chunks are."""
     kill_all(tmp_path, False, ("between", "the frame's write", "the sync", "the switch"))
 
 
 def test_killed_in_snapshots_compactions_and_installs(tmp_path: Path) -> None:
-    """The same; a snapshot that was acknowledged is there, and an install happened as a whole or not at all."""
+    """After a kill an acknowledged snapshot is there, too, and an install happened as a whole or not at all."""
     kill_all(tmp_path, True, ("the switch", "a snapshot, a compaction, an install"))
 
 
 def kill_all(tmp_path: Path, jobs: bool, aims: tuple[str, ...]) -> None:
-    """Kills processes of all settings with jobs, or of those without."""
+    """Kill processes of all settings with jobs, or of those without."""
     phases: Counter[str] = Counter()
     for name, setting in SETTINGS.items():
         if bool(setting.job) != jobs:
@@ -331,7 +331,7 @@ def kill_all(tmp_path: Path, jobs: bool, aims: tuple[str, ...]) -> None:
         before = phases.copy()
         left = None
         for number in range(KILLS_EACH):
-            directory = tmp_path / f"{name}-{number // 3}"  # three lives each: what was recovered is killed again
+            directory = tmp_path / f"{name}-{number // 3}"  # each directory has three lives
             killed = run_and_kill(directory, number // 3, setting, dice)
             phases[killed.phase] += 1
             applied += killed.applied

@@ -1,4 +1,4 @@
-"""kill -9 under clients with sessions and leases: what they were told is so, and no command counts twice or is lost."""
+"""kill -9 while clients use sessions and leases: answers are true, and no command counts twice or is lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def live(service: Service) -> None:
 
 
 def test_each_command_counts_once_whenever_the_process_is_killed(tmp_path: Path) -> None:
-    """Deposits are asked for until they are answered; state, sessions, deadlines and clock are those of the model."""
+    """Deposits that are repeated until they are answered count once; the state and the clock are the model's."""
     counts: Counter[str] = Counter()
     for seed, setting in enumerate(SETTINGS.values()):
         service = Service(tmp_path / f"{seed}", seed, setting)
@@ -33,7 +33,7 @@ def test_each_command_counts_once_whenever_the_process_is_killed(tmp_path: Path)
 
 @pytest.mark.parametrize("fault", ["forgets", "loses", "mistakes"])
 def test_a_session_that_is_wrong_is_found(tmp_path: Path, fault: str) -> None:
-    """One that does again what it is asked again, one that does nothing, and one that gives another client's answer."""
+    """The test finds sessions that repeat commands, do nothing, or return another client's answer."""
     service = Service(tmp_path / "state", 0, Setting(fault=fault))
     with pytest.raises(AssertionError):
         live(service)

@@ -12,7 +12,7 @@ import pytest
 import fastsm
 
 MIB = 1 << 20
-VALUES = 4200  # of 1 MiB each: the last ones lie beyond 4 GiB
+VALUES = 4200  # of 1 MiB each, so that the last ones are beyond 4 GiB
 
 pytestmark = pytest.mark.skipif(os.environ.get("FASTSM_LARGE") != "1", reason="FASTSM_LARGE=1 runs it: 14 GB")
 
@@ -22,7 +22,7 @@ def value_of(number: int) -> bytes:
 
 
 def check(machine: fastsm.FastStateMachine) -> None:
-    """Values before, around and after 4 GiB are what they were."""
+    """Check values before, around and after 4 GiB."""
     assert machine.len() == VALUES + 1000
     for number in [0, 1, 2047, 2048, 4000, 4090, 4095, 4096, VALUES - 1, *random.Random(1).sample(range(VALUES), 50)]:
         assert machine.get(b"large %d" % number) == value_of(number)
@@ -33,7 +33,7 @@ def check(machine: fastsm.FastStateMachine) -> None:
 
 
 def test_log_base_and_snapshot_past_4_gib(directory: Path, tmp_path: Path) -> None:
-    """Everything that holds an offset holds one above 2**32: log, table, base, snapshot, dead map."""
+    """Offsets above 2**32 work in the log, the table, the base, the snapshot and the map of dead records."""
     with fastsm.FastStateMachine(directory, auto_compact=False, retain_entries=0) as machine:
         for number in range(VALUES):
             machine.apply([(number + 1, 1, fastsm.put(b"large %d" % number, value_of(number)))])
@@ -43,7 +43,7 @@ def test_log_base_and_snapshot_past_4_gib(directory: Path, tmp_path: Path) -> No
         check(machine)
     with fastsm.FastStateMachine(directory, auto_compact=False, retain_entries=0, verify_on_open="full") as machine:
         check(machine)
-        machine.compact()  # the base is past 4 GiB now, the log is stacked on it
+        machine.compact()  # the base is now larger than 4 GiB, and the log is stacked on it
         index = machine.last_applied().index
         machine.apply([(index + 1 + i, 1, fastsm.put(b"small %d" % i, b"%d" % i)) for i in range(1000)])
         check(machine)

@@ -1,10 +1,10 @@
-"""Every bit of a log flipped, every length it may be cut to, and frames where they do not belong.
+"""A log with every bit flipped, cut to every length, and with frames where they do not belong.
 
 Three subjects, each with a log of 4 KiB:
 
-- *clean*: closed; its CURRENT says how long it is;
-- *expected*: killed after a flush of everything, and opened by a host that knows what was flushed;
-- *unclean*: killed with chunks after the last flush, and opened by a host that knows nothing.
+- *clean*: closed, so that its CURRENT records the log's length;
+- *expected*: killed after a flush of everything, and opened with ``expect_applied``;
+- *unclean*: killed with chunks after the last flush, and opened without ``expect_applied``.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from support.simulation import kill
 SIZE = 4096
 SECTOR = 512
 HEADER = headers.LOG_HEADER_BYTES
-FLUSHES = (3, 6)  # after so many chunks of the unclean subject
+FLUSHES = (3, 6)  # the numbers of chunks after which the unclean subject is flushed
 KINDS = ("clean", "expected", "unclean")
 
 
 def chunks_of(padding: int) -> list[list[Entry]]:
-    """All operations, batches, noops, misses, configs, a border of terms; `padding` bytes in the second chunk."""
+    """Return chunks with all operations, batches, noops, misses, configs and two terms; the second one is padded."""
     commands = [
         [fastsm.put(b"key-1", b"one"), fastsm.put(b"key-2", b"two" * 9), fastsm.put(b"", b"no key")],
         [fastsm.put(b"key-3", bytes(range(1, 256)) * 2 + b"p" * padding)],
@@ -58,7 +58,7 @@ def chunks_of(padding: int) -> list[list[Entry]]:
 
 
 class Subject:
-    """A directory whose log is damaged over and over, and the states that may be found then."""
+    """A directory whose log is damaged again and again, and the states that may be found then."""
 
     def __init__(self, kind: str, path: Path, padding: int) -> None:
         chunks = chunks_of(padding)
@@ -85,20 +85,20 @@ class Subject:
         self.current_path = path / "CURRENT"
         self.end = frames_of(self.log_path.read_bytes())[-1][1]
         if kind != "clean":
-            os.truncate(self.log_path, SIZE)  # most of the room allocated ahead
+            os.truncate(self.log_path, SIZE)  # drop most of the room allocated ahead
         self.log = self.log_path.read_bytes()
         self.current = self.current_path.read_bytes()
         self.frames = frames_of(self.log)
         self.found: Counter[str] = Counter()
 
     def proven(self, intact: int) -> int:
-        """How many chunks must be found when only the first `intact` frames are left: what one of them knows."""
+        """Return how many chunks must be found if only the first `intact` frames are left, by their watermarks."""
         if self.kind != "unclean":
             return self.least
         return max([0, *(flushed for flushed in FLUSHES if intact > flushed)])
 
     def open_damaged(self, log: bytes, current: bytes | None = None, least: int | None = None) -> str:
-        """Puts damage in place and judges what opening makes of it: the number of chunks, or "error"."""
+        """Damage the directory, open it and check the outcome; return the number of chunks, or "error"."""
         put(self.log_path, log)
         put(self.current_path, current or self.current)
         found = self._open()
@@ -106,7 +106,7 @@ class Subject:
             assert found.path == str(self.current_path if current else self.log_path)
             assert found.offset is not None
             assert 0 <= found.offset <= SIZE
-            assert self.log_path.read_bytes() == log, "an error, and yet the file was changed"
+            assert self.log_path.read_bytes() == log, "an error, but the file was changed"
             self.found["error"] += 1
             return "error"
         at_least = self.least if least is None else least
@@ -134,7 +134,7 @@ def put(path: Path, content: bytes) -> None:
 
 
 def frames_of(log: bytes) -> list[tuple[int, int]]:
-    """Where each frame starts and ends."""
+    """Return the start and the end of each frame."""
     frames, offset = [], HEADER
     while offset + 16 <= len(log):
         checksum, length = struct.unpack_from("<QQ", log, offset)
@@ -161,7 +161,7 @@ def root() -> Iterator[Path]:
 
 
 def subject_of(kind: str, root: Path, name: str = "subject") -> Subject:
-    """The subject with a log of 4 KiB: the clean one fills it to the last byte."""
+    """Return the subject with a log of 4 KiB; the clean one's frames fill it to the last byte."""
     spare = SIZE - Subject(kind, root / "measure", 0).end
     shutil.rmtree(root / "measure")
     return Subject(kind, root / name, spare if kind == "clean" else spare - 200)
@@ -177,7 +177,7 @@ def subject(request: pytest.FixtureRequest, root: Path) -> Subject:
 
 
 def test_every_flipped_bit(subject: Subject) -> None:
-    """A flipped bit is an error that names file and offset, or takes nothing that was durable."""
+    """A flipped bit is an error that names file and offset, or loses nothing that was durable."""
     for bit in range(8 * SIZE):
         subject.open_damaged(flipped(subject.log, bit))
     assert subject.found.total() == 8 * SIZE
@@ -193,10 +193,10 @@ def test_every_flipped_bit_of_current(subject: Subject) -> None:
 
 
 def test_every_length(subject: Subject) -> None:
-    """A log cut anywhere is an error that names file and offset, or has lost nothing that was durable."""
+    """A log cut anywhere is an error that names file and offset, or loses nothing that was provably durable."""
     for size in range(SIZE):
         intact = sum(stop <= size for _, stop in subject.frames)
-        # Without a later frame to prove it, and with nobody who knows, a log that ends early is only torn.
+        # Without a later frame as proof, and without `expect_applied`, a log that ends early is only torn.
         found = subject.open_damaged(subject.log[:size], least=subject.proven(intact))
         if size < HEADER or subject.kind == "clean" or (subject.kind == "expected" and intact < subject.least):
             assert found == "error"
@@ -205,7 +205,7 @@ def test_every_length(subject: Subject) -> None:
 
 
 def test_every_zeroed_sector(subject: Subject) -> None:
-    """A sector of zeros is an error, or takes nothing that was durable."""
+    """A sector of zeros is an error, or loses nothing that was durable."""
     for start in range(0, SIZE, SECTOR):
         damaged = subject.log[:start] + bytes(SECTOR) + subject.log[start + SECTOR :]
         found = subject.open_damaged(damaged)
@@ -214,7 +214,7 @@ def test_every_zeroed_sector(subject: Subject) -> None:
 
 
 def test_every_frame_of_another_log(subject: Subject, root: Path, request: pytest.FixtureRequest) -> None:
-    """A frame at its very place, but of another log, is not taken for one of this log."""
+    """A frame of another log at the same offset is not accepted as one of this log."""
     other = subject_of(request.node.callspec.params["subject"], root, "other")
     assert other.frames == subject.frames
     for number, (start, stop) in enumerate(subject.frames):
@@ -227,7 +227,7 @@ def test_every_frame_of_another_log(subject: Subject, root: Path, request: pytes
 
 
 def test_every_frame_at_another_place(subject: Subject) -> None:
-    """A frame of this log is not taken where another one belongs, nor twice, nor in the room after the last."""
+    """A frame of this log is not accepted in another frame's place, nor after the last frame."""
     for number, (start, _) in enumerate(subject.frames):
         for other_start, other_stop in subject.frames:
             if other_start == start:
@@ -245,7 +245,7 @@ def test_every_frame_at_another_place(subject: Subject) -> None:
 
 
 def test_frame_of_an_older_generation(root: Path) -> None:
-    """Frames of the log before a reset, at the same offsets, are not taken for frames of the one after it."""
+    """Frames of the log before a reset, at the same offsets, are not accepted in the log after it."""
     chunks = chunks_of(0)
     with FastStateMachine(root / "state") as machine:
         for chunk in chunks[:2]:

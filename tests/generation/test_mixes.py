@@ -1,8 +1,8 @@
-"""Files of several moments in one directory: what fits together opens as what it says, else an error names the file.
+"""Files of several moments in one directory: files that fit together open, otherwise an error names the wrong file.
 
-A directory may be restored in part, copied while it was in use, or put together from several copies. CURRENT, base, log
-and table are drawn from moments of one directory, of a copy of it that went on differently, and of another directory;
-all mixes are opened.
+A directory may be partly restored, copied while it was in use, or put together from several copies. CURRENT, base, log
+and table are taken from moments of one directory, of a copy of it that continued differently, and of another directory;
+all combinations are opened.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KINDS = ("CURRENT", "base", "log", "table")
 
 
 class Moment(NamedTuple):
-    """The files of a directory at one time, and what it held. ``life``: of which log, and how far it had come there."""
+    """The files of a directory at one time, and the state that they hold."""
 
     files: dict[str, tuple[str, bytes]]  # by kind: name and content
     last: LogId
@@ -34,7 +34,7 @@ class Moment(NamedTuple):
 
 
 def files_of(path: Path) -> dict[str, tuple[str, bytes]]:
-    """The files of the generation in use, by kind."""
+    """Return the files of the generation in use, by kind."""
     found = {}
     for file in path.iterdir():
         kind = file.name.partition("-")[0]
@@ -50,14 +50,14 @@ def moment(path: Path, life: tuple[str, ...], named: tuple[str, ...]) -> Moment:
 
 
 def go_on(machine: FastStateMachine, word: bytes, count: int = 20) -> None:
-    """Chunks of so many entries; equal sizes for equal words, so that frames of two histories have equal places."""
+    """Apply `count` chunks; words of equal length give equal sizes, so that two histories have equal offsets."""
     for _ in range(count):
         index = machine.last_applied().index + 1
         machine.apply([(index, 1, fastsm.put(b"key %d" % (index % 30), word + b" %06d" % index))])
 
 
 def make_moments(root: Path) -> dict[str, Moment]:
-    """A first generation; a second one, closed, killed later, closed later; a copy that went on; another directory."""
+    """Return moments: a first generation; a second one, closed, killed later, closed later; a copy; another state."""
     found = {}
     path = root / "state"
     with FastStateMachine(path, contiguous=False, retain_entries=5) as machine:
@@ -76,7 +76,7 @@ def make_moments(root: Path) -> dict[str, Moment]:
     found["killed"] = moment(root / "killed", ("log-2", "two", "red"), ("log-2", "two"))
     found["closed later"] = moment(path, ("log-2", "two", "red", "end"), ("log-2", "two", "red", "end"))
     with FastStateMachine(root / "copy", contiguous=False, retain_entries=5) as machine:
-        go_on(machine, b"tan")  # of the same sizes
+        go_on(machine, b"tan")  # with frames of the same sizes
         machine.flush()
         go_on(machine, b"tan")
     found["a copy"] = moment(root / "copy", ("log-2", "two", "tan"), ("log-2", "two", "tan"))
@@ -96,9 +96,9 @@ def moments() -> Iterator[dict[str, Moment]]:
 
 
 def expected(named: Moment, base: Moment, log: Moment) -> str:
-    """The name of the file that does not belong, or "" where base and log are what CURRENT names, or came after it."""
+    """Return the name of the file that does not fit, or "" if base and log are what CURRENT names, or later."""
     if named.life[0] == "log-1":
-        return "" if log is named else "log-1"  # other logs have other names: none is there
+        return "" if log is named else "log-1"  # other logs have other names, so there is none
     if log.life[0] == "log-1":
         return "log-2"
     if log.life[0] != named.life[0]:
@@ -117,7 +117,7 @@ def put(directory: Path, chosen: tuple[Moment, ...]) -> None:
 
 
 def test_all_mixes_of_files_open_as_what_they_say_or_name_what_does_not_belong(moments: dict[str, Moment]) -> None:
-    """Of each kind of file any moment's: the log's own state under a CURRENT that it fulfils, or an error."""
+    """Any combination of files opens as the log's own state if it satisfies CURRENT; otherwise it is an error."""
     assert all("table" in each.files for each in moments.values())
     with memory_directory() as root:
         opened = 0
@@ -149,7 +149,7 @@ def test_all_mixes_of_files_open_as_what_they_say_or_name_what_does_not_belong(m
 
 
 def test_a_table_of_other_bytes_is_never_used(moments: dict[str, Moment]) -> None:
-    """A table is believed next to the log that it was made from, or a later moment of that; nowhere else."""
+    """A table is used only with the log that it was made from, or a later moment of that log."""
     with memory_directory() as root:
         for number, (of_log, of_table) in enumerate(itertools.product(moments.values(), repeat=2)):
             directory = root / f"{number}"

@@ -1,4 +1,4 @@
-"""Opening again after each kill: what a first sync has made durable is neither read nor written again."""
+"""Repeated openings after kills: what the first sync made durable is neither read nor written again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FRAME_HEADER = 32
 
 
 def killed(path: Path, copy: Path, entries: int) -> Path:
-    """A copy of a state as a kill leaves it: so many entries of a kilobyte, flushed, and no frame that says so."""
+    """Return a copy as a kill leaves it: flushed entries of a kilobyte, without a frame that records the flush."""
     with FastStateMachine(path, auto_compact=False) as machine:
         for first in range(1, entries + 1, 100):
             indexes = range(first, first + 100)
@@ -30,7 +30,7 @@ def killed(path: Path, copy: Path, entries: int) -> Path:
 
 
 def test_a_first_flush_of_much_saves_a_table_for_the_opening_after_another_kill(tmp_path: Path) -> None:
-    """After a kill the log is read, written again and synced; after the next one nothing of it is."""
+    """After a kill a large log is read, rewritten and synced once; openings after further kills use a saved table."""
     copy = killed(tmp_path / "state", tmp_path / "first", 5_000)
     with FastStateMachine(copy, auto_compact=False) as machine:
         assert machine.stats().recovery.suspect_bytes > 5_000_000
@@ -55,7 +55,7 @@ def test_a_first_flush_of_much_saves_a_table_for_the_opening_after_another_kill(
 
 
 def test_a_first_flush_of_less_is_noted_in_a_frame(tmp_path: Path) -> None:
-    """What is read in no time needs no table; it is not written again, and the log does not grow with each kill."""
+    """A short log gets no table; it is not written again after later kills, and does not grow with each of them."""
     copy = killed(tmp_path / "state", tmp_path / "first", 200)
     sizes = []
     for number in range(4):
@@ -71,7 +71,7 @@ def test_a_first_flush_of_less_is_noted_in_a_frame(tmp_path: Path) -> None:
 
 
 def test_the_note_leaves_what_no_frame_carries_yet(tmp_path: Path) -> None:
-    """An entry without a command that was noted before the flush is in the state, the table and the next opening."""
+    """An applied entry without a command is in the saved table if it came before the flush, not if it came after."""
     copy = killed(tmp_path / "state", tmp_path / "first", 5_000)
     with FastStateMachine(copy, auto_compact=False) as machine:
         machine.update_last_applied((5_001, 2))
@@ -86,7 +86,7 @@ def test_the_note_leaves_what_no_frame_carries_yet(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
 def test_a_note_without_room_is_no_error(tmp_path: Path, error: int, machine_at: Opener) -> None:
-    """All is durable; the next opening after a kill just takes longer."""
+    """If there is no room to record the first flush, the flush succeeds all the same, and so do later ones."""
     copy = killed(tmp_path / "state", tmp_path / "first", 200)
     disk = Disk()
     machine = machine_at(copy, _files=disk.files)
@@ -100,7 +100,7 @@ def test_a_note_without_room_is_no_error(tmp_path: Path, error: int, machine_at:
 
 
 def test_a_first_sync_that_fails_is_not_noted(tmp_path: Path, machine_at: Opener) -> None:
-    """Nothing says that it was durable: the next opening writes it all again."""
+    """A first sync that fails records nothing, so that the next opening treats all bytes as suspect again."""
     copy = killed(tmp_path / "state", tmp_path / "first", 5_000)
     disk = Disk()
     machine = machine_at(copy, _files=disk.files)
@@ -120,7 +120,7 @@ def test_a_first_sync_that_fails_is_not_noted(tmp_path: Path, machine_at: Opener
 def test_writers_do_not_wait_while_the_table_is_saved(
     tmp_path: Path, meanwhile: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A first flush saves the table after its turn: what others do meanwhile is not held up, and the table is right."""
+    """While a first flush saves the table, other calls need not wait, and the saved table is correct."""
     monkeypatch.setattr(generations, "SAVE_TABLE_ABOVE", 0)
     copy = killed(tmp_path / "state", tmp_path / "first", 200)
     disk = Disk()

@@ -1,7 +1,7 @@
-"""Power loss: what was not synced is on the disk or not, page by page; the state is a whole prefix.
+"""Power loss: each unsynced page is on the disk or not; the recovered state is a prefix of whole chunks.
 
-The simulator (support/power.py, stories.py, simulation.py) draws the states; the planted faults below show that
-it sees what it is there for. `tests/soak.py` runs it for as long as one likes.
+The simulator (support/power.py, stories.py, simulation.py) draws the states; the planted faults below show that it
+finds mistakes. `tests/soak.py` runs it for as long as you like.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def test_every_state_is_a_prefix_that_holds_what_was_durable() -> None:
-    """Any state that a power loss may leave opens as a whole prefix, from what was durable to what was applied."""
+    """Any state that a power loss may leave opens as a prefix of whole chunks, with everything that was durable."""
     counts: Counter[str] = Counter()
     violations: list[str] = []
     with memory_directory() as root:
@@ -42,7 +42,7 @@ def test_every_state_is_a_prefix_that_holds_what_was_durable() -> None:
     assert not violations, "\n".join(violations[:5])
     assert counts["states"] >= 20_000
     assert counts["with holes"] >= 1_000
-    # A simulator that does nothing finds nothing: each class of states and of points must have been there.
+    # A simulator that does nothing finds nothing, so each class of states and of points must have occurred.
     assert counts["torn within a page"] >= 1_000
     assert counts["names lost"] >= 500
     assert counts["after 1 crashes"] >= 1_000
@@ -77,9 +77,9 @@ def test_every_state_is_a_prefix_that_holds_what_was_durable() -> None:
 
 @pytest.mark.parametrize("planted", [NoSync, CutNotSynced, NotWrittenAgain])
 def test_planted_fault_is_found(planted: type[Platter]) -> None:
-    """Each of these mistakes leads to a state that must not be, within the stories that are told.
+    """Each of these mistakes leads to a violation within the stories that are played.
 
-    Those that are best known are in `faults/test_planted_bugs.py`.
+    The best-known mistakes are in `faults/test_planted_bugs.py`.
     """
     with memory_directory() as root:
         assert any(Simulation(seed, root, planted, most_violations=1).run().violations for seed in SEEDS)
@@ -93,7 +93,7 @@ def test_planted_fault_is_found(planted: type[Platter]) -> None:
 def test_nothing_that_counted_is_gone_after_a_failed_sync(
     tmp_path: Path, stores: bool | None, planted: type[Platter]
 ) -> None:
-    """Failed sync, kill, reopen, flush, power loss: what the flush said is durable is there."""
+    """After a failed sync, a kill, a reopening, a flush and a power loss, everything that was flushed is there."""
     path = tmp_path / "state"
     platter = planted(lambda where: None, stores=stores)
     machine = FastStateMachine(path, _files=platter.files)
@@ -118,7 +118,7 @@ def test_nothing_that_counted_is_gone_after_a_failed_sync(
 
     found = set()
     rng = random.Random(1)
-    for _ in range(100):  # one in twenty is without all that was not synced
+    for _ in range(100):  # one in twenty draws loses everything that was not synced
         point.draw(rng).build(tmp_path / "drawn")
         with FastStateMachine(tmp_path / "drawn", _files=QuietDirectory) as recovered:
             found.add(recovered.last_applied().index)
@@ -130,10 +130,10 @@ def test_nothing_that_counted_is_gone_after_a_failed_sync(
 
 @pytest.mark.parametrize("step", ["creation", "reset"])
 @pytest.mark.parametrize("planted", [Platter, NoDirectorySync])
-def test_flush_behind_a_switch_that_was_not_synced(
+def test_flush_after_a_switch_that_was_not_synced(
     tmp_path: Path, step: str, planted: type[Platter]
 ) -> None:
-    """Killed after the rename of CURRENT, before its sync: a flush in the next life is believed only with it."""
+    """After a kill between the rename of CURRENT and its sync, a flush of the next life also syncs the rename."""
     switched: list[Point] = []
 
     def note(where: str) -> None:
@@ -177,7 +177,7 @@ def test_flush_behind_a_switch_that_was_not_synced(
 
 @pytest.fixture
 def file(tmp_path: Path) -> Iterator[File]:
-    """A file of three pages of 1, synced."""
+    """Provide a synced file of three pages of 1."""
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     os.pwrite(fd, b"\1" * 3 * PAGE, 0)
     watched = File(fd)
@@ -197,7 +197,7 @@ def drawn_pages(file: File, page: int) -> set[bytes]:
 
 
 def test_synced_pages_are_kept_and_others_may_be_old_new_or_torn(file: File) -> None:
-    """What was synced is in every state; a page written since is old, new, or torn between sectors."""
+    """Synced pages are in every state; a page written since is old, new, or torn between sectors."""
     overwrite(file, 1, 2)
     file.look()
     overwrite(file, 1, 3)
@@ -210,7 +210,7 @@ def test_synced_pages_are_kept_and_others_may_be_old_new_or_torn(file: File) -> 
 
 
 def test_failed_sync_loses_pages_until_they_are_written_again(file: File) -> None:
-    """After a failed sync, the next one covers only what was written since."""
+    """After a failed sync, the next one covers only pages that were written since."""
     overwrite(file, 0, 2)
     overwrite(file, 1, 2)
     file.lose()
@@ -223,7 +223,7 @@ def test_failed_sync_loses_pages_until_they_are_written_again(file: File) -> Non
 
 
 def test_rename_happens_as_a_whole_or_not(tmp_path: Path) -> None:
-    """A name that was not synced points to the old file, or to the new one, or to none."""
+    """After an unsynced rename, the target's name has the old file's or the new file's content."""
     platter = Platter(lambda where: None)
     directory = platter.files(tmp_path / "state")
     try:
@@ -249,7 +249,7 @@ def can_store(path: Path) -> bool:
 
 
 def test_stores_through_a_mapping_are_seen(tmp_path: Path) -> None:
-    """Frames that no call of the seam wrote are part of what may be lost, and of what a kill leaves."""
+    """Frames that were stored through a mapping may be lost by a power loss, and survive a kill."""
     if not can_store(tmp_path):
         pytest.skip("stores through a mapping are not safe on this file system")
     moments: list[str] = []
@@ -265,4 +265,4 @@ def test_stores_through_a_mapping_are_seen(tmp_path: Path) -> None:
     point.killed().build(tmp_path / "killed")
     with FastStateMachine(tmp_path / "killed", _files=Directory) as found:
         assert found.last_applied() == LogId(2, 1)
-    assert point.unsure == 3  # two pages of frames, for the header's page is one of them, and that of PUBLISHED
+    assert point.unsure == 3  # two pages of the log, one of which also has its header, and the page of PUBLISHED

@@ -1,4 +1,4 @@
-"""Every bit of a small log, flipped: what is known durable is never lost in silence, and no value is ever wrong."""
+"""Every bit of a small log, flipped: durable entries are never lost silently, and no value is ever wrong."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from support.faulty import contents, frames_of, memory_directory
 
 
 def small_log(directory: Path) -> tuple[dict[str, bytes], dict[str, bytes], int, list[LogId]]:
-    """A log of about 1 KiB: its files after a kill and after a close, its last watermark, the ends of chunks."""
+    """Make a log of about 1 KiB; return its files after a kill and a close, the last watermark, and chunks' ends."""
     ends = [LogId()]
     with FastStateMachine(directory) as machine:
         for index in range(1, 15):
@@ -27,7 +27,7 @@ def small_log(directory: Path) -> tuple[dict[str, bytes], dict[str, bytes], int,
 
 
 def states(ends: list[LogId]) -> dict[LogId, dict[bytes, bytes]]:
-    """The right values after each chunk."""
+    """Return the correct values after each chunk."""
     values: dict[bytes, bytes] = {}
     found = {ends[0]: {}}
     for end in ends[1:]:
@@ -58,7 +58,7 @@ def open_flipped(directory: Path, files: dict[str, bytes], bit: int) -> tuple[st
 
 
 def test_every_flipped_bit_is_noticed_after_a_clean_close() -> None:
-    """After a clean close each single flipped bit of the log is a CorruptionError with file and offset."""
+    """After a clean close each flipped bit of the log is a ``CorruptionError`` with file and offset."""
     with memory_directory() as directory:
         _, closed, _, _ = small_log(directory)
         for bit in range(8 * len(closed["log-1"])):
@@ -67,7 +67,7 @@ def test_every_flipped_bit_is_noticed_after_a_clean_close() -> None:
 
 
 def test_every_flipped_bit_leaves_a_right_prefix_after_an_unclean_end() -> None:
-    """After a kill, a flipped bit is corruption or leaves whole chunks not short of the watermark; never worse."""
+    """After a kill, a flipped bit is corruption, or leaves whole chunks at least up to the watermark."""
     with memory_directory() as directory:
         killed, _, watermark, ends = small_log(directory)
         right = states(ends)

@@ -1,4 +1,4 @@
-"""The order of the keys in the saved table: opening by it gives what sorting gives, or the table is not believed."""
+"""The order of keys in the saved table: an opening that uses it has the sorted order, or does not use the table."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ KEYS = [b"%05d" % i for i in range(3_000)]
 
 @pytest.fixture(autouse=True)
 def _always_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables are saved however small the state is."""
+    """Save tables of states of any size."""
     monkeypatch.setattr(fastsm.core.generations, "SAVE_TABLE_ABOVE", 0)
 
 
 def applied(machine: FastStateMachine, *commands: bytes) -> None:
-    """One chunk, an entry for each command."""
+    """Apply one chunk, with an entry for each command."""
     first = machine.last_applied().index + 1
     machine.apply([(index, 1, command) for index, command in enumerate(commands, first)])
 
@@ -46,14 +46,14 @@ def order_of(machine: FastStateMachine | Reader) -> Order | None:
 
 
 def is_loaded(machine: FastStateMachine | Reader) -> bool:
-    """Whether the machine has the order of its saved table, and looked at no key for it."""
+    """Return whether the machine has the order of its saved table, and compared no keys for it."""
     order = order_of(machine)
     assert order is None or not order.loaded or order.built
     return order is not None and order.loaded
 
 
 def assert_in_order(machine: FastStateMachine) -> None:
-    """The order gives the keys as ``sorted`` does, from either end."""
+    """Check that the order gives the keys as ``sorted`` does, from either end."""
     expected = sorted(machine.items())
     assert machine.scan().entries == expected
     assert list(machine.ordered(reverse=True)) == expected[::-1]
@@ -66,7 +66,7 @@ def table_in(path: Path) -> TableFile:
 
 
 def state_in_order(path: Path) -> None:
-    """Keys of which some are overwritten, deleted, put again and read in between, closed cleanly."""
+    """Make a cleanly closed state with keys that were overwritten, deleted, put again, and read in order meanwhile."""
     dice = random.Random(5)
     with FastStateMachine(path, ordered=True) as machine:
         put_all(machine, dice.sample(KEYS, len(KEYS)))
@@ -78,7 +78,7 @@ def state_in_order(path: Path) -> None:
 # ---- used ------------------------------------------------------------------------------------------------
 
 def test_an_order_in_use_is_saved_and_opened_with(directory: Path, machine_at: Opener) -> None:
-    """The next opening has it at once: no key was compared, and later keys are noted as new ones."""
+    """The next opening loads the order without comparing keys, and keeps it up to date with later keys."""
     state_in_order(directory)
     machine = machine_at(directory, verify_on_open="off")
     assert is_loaded(machine)
@@ -91,8 +91,8 @@ def test_an_order_in_use_is_saved_and_opened_with(directory: Path, machine_at: O
     assert_in_order(machine)
 
 
-def test_an_order_that_nobody_asked_for_is_not_there(directory: Path, machine_at: Opener) -> None:
-    """Without a read in order the table has none, and the next opening has none either."""
+def test_an_order_that_was_never_used_is_not_saved(directory: Path, machine_at: Opener) -> None:
+    """Without an ordered read the table has no order, and neither has the next opening."""
     for _ in range(2):
         with FastStateMachine(directory) as machine:
             put_all(machine, KEYS)
@@ -104,7 +104,7 @@ def test_an_order_that_nobody_asked_for_is_not_there(directory: Path, machine_at
 def test_an_order_asked_for_by_a_reader_is_saved_though_nothing_was_applied(
     directory: Path, machine_at: Opener
 ) -> None:
-    """A life that only reads leaves the order to the next one, and that writes nothing again."""
+    """A machine that only reads saves the order at its close; the next one does not write the table again."""
     with FastStateMachine(directory) as machine:
         put_all(machine, KEYS)
     with FastStateMachine(directory) as machine:
@@ -118,7 +118,7 @@ def test_an_order_asked_for_by_a_reader_is_saved_though_nothing_was_applied(
 
 
 def test_a_read_only_opening_has_it_too(directory: Path, machine_at: Opener) -> None:
-    """A process that looks at a directory scans immediately."""
+    """A read-only opening loads the saved order, too."""
     state_in_order(directory)
     machine = machine_at(directory, read_only=True)
     assert is_loaded(machine)
@@ -126,7 +126,7 @@ def test_a_read_only_opening_has_it_too(directory: Path, machine_at: Opener) -> 
 
 
 def test_a_reader_has_it_and_keeps_it_up(directory: Path, machine_at: Opener) -> None:
-    """`Reader` scans at once, and does not note new keys without end when it never scans."""
+    """A `Reader` loads the saved order, and does not collect new keys without limit if it never scans."""
     state_in_order(directory)
     machine = machine_at(directory, auto_compact=False)
     with Reader(directory) as reader:
@@ -173,7 +173,7 @@ def test_the_next_generation_has_it(tmp_path: Path, machine_at: Opener, what: st
 
 @pytest.mark.parametrize("seed", range(4))
 def test_keys_after_the_table_are_noted(tmp_path: Path, machine_at: Opener, seed: int) -> None:
-    """Killed long after the table was saved: its order, and what the log has since, give all keys."""
+    """After a kill, the table's order and the later frames of the log give all keys in order."""
     state_in_order(tmp_path / "state")
     machine = machine_at(tmp_path / "state", retain_entries=0)
     history = History(seed, large=False, after=machine.last_applied())
@@ -190,7 +190,7 @@ def test_keys_after_the_table_are_noted(tmp_path: Path, machine_at: Opener, seed
 
 
 def test_after_a_kill_without_a_table_the_first_flush_saves_it(tmp_path: Path, machine_at: Opener) -> None:
-    """The table that is held still for it has the order of that moment, however much is applied while it is written."""
+    """The first flush after a kill saves a table with the order; entries after it are read from the log."""
     machine = machine_at(tmp_path / "state", ordered=True)
     put_all(machine, KEYS)
     machine.flush()
@@ -252,7 +252,7 @@ def test_any_lives_give_what_a_sorted_dict_does(lives: list[tuple[list[tuple[byt
 
 
 def test_many_new_keys_at_the_close_are_in_it(directory: Path, machine_at: Opener) -> None:
-    """They are sorted in before the order is saved."""
+    """New keys are sorted into the order before a close saves it."""
     machine = machine_at(directory, ordered=True, auto_compact=False)
     put_all(machine, KEYS)
     machine.scan(limit=1)
@@ -267,10 +267,10 @@ def test_many_new_keys_at_the_close_are_in_it(directory: Path, machine_at: Opene
     assert_in_order(machine)
 
 
-# ---- not believed ----------------------------------------------------------------------------------------
+# ---- refused ---------------------------------------------------------------------------------------------
 
 def move(table: TableFile, place: int) -> None:
-    """Lets one entry lead to a place, and another one into the arena, so that the sum of all stays what it is."""
+    """Change two entries of the order, one of them to a given place, so that the sum of all stays the same."""
     places = table.ordered()
     at_end = table.saved.log_start + table.saved.log_offset == place
     a, b = sorted(range(len(places)), key=places.__getitem__, reverse=at_end)[:2]
@@ -297,7 +297,7 @@ UNSOUND: dict[str, Callable[[TableFile], Any]] = {
 def test_an_unsound_order_with_right_checksums_is_not_believed(
     directory: Path, machine_at: Opener, kind: str
 ) -> None:
-    """What is not exactly the table's makes the whole table worthless: base and log are read."""
+    """If the order does not match the table, the table is not used: base and log are read."""
     state_in_order(directory)
     table = table_in(directory)
     UNSOUND[kind](table)
@@ -309,7 +309,7 @@ def test_an_unsound_order_with_right_checksums_is_not_believed(
 
 
 def test_the_order_of_another_generation_is_not_believed(directory: Path, machine_at: Opener) -> None:
-    """As many keys, all places in the arena, right checksums: the places are not the table's."""
+    """An order with as many keys and correct checksums, but the places of another generation, is not used."""
     state_in_order(directory)
     before = table_in(directory).ordered()
     with FastStateMachine(directory, retain_entries=0) as machine:
@@ -324,7 +324,7 @@ def test_the_order_of_another_generation_is_not_believed(directory: Path, machin
 
 
 def test_every_flipped_byte_of_the_order_is_noticed(directory: Path, machine_at: Opener) -> None:
-    """The table's checksum covers it."""
+    """Every flipped byte of the order is noticed, because the table's checksum covers it."""
     state_in_order(directory)
     table = table_in(directory)
     content = table.path.read_bytes()
@@ -339,7 +339,7 @@ def test_every_flipped_byte_of_the_order_is_noticed(directory: Path, machine_at:
 def test_an_order_without_memory_is_left_out(
     directory: Path, machine_at: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An order that was dropped is not saved: the table is, and the next reader builds it."""
+    """If the order was dropped for want of memory, the table is saved without it, and the next read builds it."""
     with FastStateMachine(directory, ordered=True) as machine:
         put_all(machine, KEYS)
         order = order_of(machine)

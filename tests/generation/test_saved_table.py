@@ -1,4 +1,4 @@
-"""The saved table: opening by it gives what reading base and log gives, or it is not believed."""
+"""The saved table: an opening that uses it has the same state as one that reads base and log; or it is not used."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MANY = 7_000  # keys: three segments
 
 @pytest.fixture(autouse=True)
 def _always_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables are saved however small the state is."""
+    """Save tables of states of any size."""
     monkeypatch.setattr(fastsm.core.generations, "SAVE_TABLE_ABOVE", 0)
 
 
@@ -33,7 +33,7 @@ def is_used(machine: FastStateMachine) -> bool:
 
 
 def observed(machine: FastStateMachine) -> dict[str, Any]:
-    """All that can be read of a machine."""
+    """Return everything that can be read of a machine."""
     keys = sorted(machine.keys())
     return {
         "items": list(machine.items()),
@@ -50,7 +50,7 @@ def observed(machine: FastStateMachine) -> dict[str, Any]:
 
 
 def small_state(path: Path) -> dict[str, Any]:
-    """A base, a log after it, and a table of one segment, closed cleanly; what it holds."""
+    """Make a cleanly closed state with a base, a log and a table of one segment; return what it holds."""
     history = History(1, large=False)
     machine = FastStateMachine(path, retain_entries=0)
     for _ in range(30):
@@ -76,7 +76,7 @@ def entries(start: int, commands: list[bytes]) -> list[Entry]:
 
 
 def many_keys(path: Path, **options: Any) -> MemoryStateMachine:
-    """A base and a log of MANY keys, closed cleanly."""
+    """Make a cleanly closed state with a base and a log of MANY keys; return the model."""
     model = MemoryStateMachine()
     machine = FastStateMachine(path, **options)
     for number in range(0, MANY, 500):
@@ -92,7 +92,7 @@ def many_keys(path: Path, **options: Any) -> MemoryStateMachine:
 # ---- used ------------------------------------------------------------------------------------------------
 
 def test_a_clean_close_lets_the_next_opening_read_no_log(directory: Path, machine_at: Opener) -> None:
-    """Opening by the table gives the state with all its counts, and does not look at base or log."""
+    """Opening from the table gives the state with all its counts, and does not read the log's frames."""
     small_state(directory)
     table = table_in(directory)
     saved = table.read_bytes()
@@ -112,20 +112,20 @@ def test_a_clean_close_lets_the_next_opening_read_no_log(directory: Path, machin
     assert machine.stats().verified
     assert observed(machine) == expected
     machine.close()
-    flip(directory / "log-2", LOG_HEADER_BYTES + 30)  # of a frame's runs, which the table knows
+    flip(directory / "log-2", LOG_HEADER_BYTES + 30)  # a byte of a frame's runs, which are in the table
     assert observed(machine_at(directory, verify_on_open="off")) == expected
 
 
 def test_a_small_state_needs_no_table(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Below a limit reading the log is as fast, and no table is written."""
+    """Below a limit no table is written, because reading the log is as fast."""
     monkeypatch.undo()
     small_state(directory)
     assert not list(directory.glob("table-*"))
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_frames_behind_the_table_are_read(tmp_path: Path, seed: int, machine_at: Opener) -> None:
-    """After a kill the table serves for its part of the log, and the rest is read after it."""
+def test_frames_after_the_table_are_read(tmp_path: Path, seed: int, machine_at: Opener) -> None:
+    """After a kill the table is used for its part of the log, and later frames are read."""
     path = tmp_path / "state"
     before = small_state(path)
     machine = machine_at(path)
@@ -139,7 +139,7 @@ def test_frames_behind_the_table_are_read(tmp_path: Path, seed: int, machine_at:
     machine = machine_at(tmp_path / "copy")
     assert is_used(machine)
     found = observed(machine)
-    if seed != 3:  # the metadata's frame was flushed
+    if seed != 3:  # with seed 3 a snapshot's metadata is in a later frame
         assert found["metadata"] == before["metadata"]
     assert found == expected
     assert machine.stats().recovery.frames == expected["frames"]
@@ -147,7 +147,7 @@ def test_frames_behind_the_table_are_read(tmp_path: Path, seed: int, machine_at:
 
 
 def test_snapshot_metadata_is_in_the_table(tmp_path: Path, directory: Path) -> None:
-    """Metadata that came after the opening, after a compaction, by an install or a reset is known by the next one."""
+    """The next opening knows metadata that was set by a write, a compaction, an install or a reset."""
     with FastStateMachine(directory, retain_entries=0) as machine:
         machine.apply(entries(1, [fastsm.put(b"a", b"1"), fastsm.put(b"a", b"2")]))
         first = machine.write_snapshot(tmp_path / "1")
@@ -173,7 +173,7 @@ def test_snapshot_metadata_is_in_the_table(tmp_path: Path, directory: Path) -> N
 
 
 def test_compaction_and_install_save_a_table_too(tmp_path: Path, directory: Path) -> None:
-    """A kill after a compaction or an install finds a table that serves for what was carried over."""
+    """After a kill, the table that a compaction or an install saved is used."""
     with FastStateMachine(directory) as machine:
         machine.apply(entries(1, [fastsm.put(b"%d" % i, b"%d" % i) for i in range(100)]))
         machine.compact(machine.last_applied())
@@ -190,10 +190,10 @@ def test_compaction_and_install_save_a_table_too(tmp_path: Path, directory: Path
             assert observed(machine) == expected
 
 
-# ---- goes on ---------------------------------------------------------------------------------------------
+# ---- changed after opening -------------------------------------------------------------------------------
 
 def test_a_table_from_a_file_grows_and_shrinks(directory: Path, machine_at: Opener) -> None:
-    """Behind a table of several segments keys are added, overwritten and removed: the file's pages stay the file's."""
+    """Keys are added, overwritten and removed in a loaded table of several segments; its file stays unchanged."""
     model = many_keys(directory)
     content = table_in(directory).read_bytes()
     for life in range(3):
@@ -223,11 +223,11 @@ def test_a_table_from_a_file_grows_and_shrinks(directory: Path, machine_at: Open
 
 
 def test_chosen_keys_rebuild_a_table_from_a_file(directory: Path, machine_at: Opener) -> None:
-    """Keys that collide under the saved seed make a new one; the next table is saved under that."""
+    """Keys that collide under the saved seed cause a rebuild with a new seed, with which the next table is saved."""
     with FastStateMachine(directory) as machine:
         machine.apply(entries(1, [fastsm.noop()]))
     table = TableFile(table_in(directory))
-    table.change(seed0=0, seed1=0)  # right for a table without keys
+    table.change(seed0=0, seed1=0)  # correct for a table without keys
     table.write()
     numbers = [  # of one tag, see test_table.py
         2794220, 6026069, 8756600, 10737208, 13393613, 16260512, 17865118, 22924672, 23599826,
@@ -251,7 +251,7 @@ def test_chosen_keys_rebuild_a_table_from_a_file(directory: Path, machine_at: Op
         assert inside(machine).table.seed == seed
 
 
-# ---- not believed ----------------------------------------------------------------------------------------
+# ---- refused ---------------------------------------------------------------------------------------------
 
 def flip(path: Path, offset: int, mask: int = 0x10) -> None:
     with path.open("r+b") as file:
@@ -262,13 +262,13 @@ def flip(path: Path, offset: int, mask: int = 0x10) -> None:
 
 
 def assert_read_instead(path: Path, expected: dict[str, Any], why: object) -> None:
-    with FastStateMachine(path, verify_on_open="off", read_only=True) as machine:  # a close would make it again
+    with FastStateMachine(path, verify_on_open="off", read_only=True) as machine:  # a close would save a new one
         assert not is_used(machine), why
         assert observed(machine) == expected, why
 
 
 def test_every_flipped_byte_is_noticed() -> None:
-    """A flipped byte anywhere in header or sections, and any of many in the segments: base and log are read."""
+    """If any byte of header or sections, or one of many in the segments, is flipped, base and log are read."""
     with memory_directory() as root:
         expected = small_state(root / "state")
         path = table_in(root / "state")
@@ -294,7 +294,7 @@ def test_every_flipped_byte_is_noticed() -> None:
 
 
 def test_a_table_of_another_log_is_not_believed(tmp_path: Path) -> None:
-    """Of an equal state in another directory, of the generation before under the new name, of another version."""
+    """The table of an equal state in another directory, or of the generation before, is not used."""
     expected = small_state(tmp_path / "a")
     small_state(tmp_path / "b")
     path = table_in(tmp_path / "a")
@@ -311,7 +311,7 @@ def test_a_table_of_another_log_is_not_believed(tmp_path: Path) -> None:
 
 
 def test_a_table_of_another_kind_of_file_is_not_believed(tmp_path: Path) -> None:
-    """A directory, a symbolic link, a FIFO in the table's place: base and log are read."""
+    """If a symbolic link or a directory is in the table's place, base and log are read."""
     expected = small_state(tmp_path / "state")
     path = table_in(tmp_path / "state")
     path.rename(tmp_path / "table")
@@ -323,7 +323,7 @@ def test_a_table_of_another_kind_of_file_is_not_believed(tmp_path: Path) -> None
 
 
 def test_a_log_shorter_than_its_table_says_is_corruption(directory: Path) -> None:
-    """The table does not stand in for frames that are gone."""
+    """A log that lacks frames which its table includes is corruption."""
     small_state(directory)
     log = directory / "log-2"
     content = log.read_bytes()
@@ -336,7 +336,7 @@ def test_a_log_shorter_than_its_table_says_is_corruption(directory: Path) -> Non
         FastStateMachine(directory)
 
 
-HEADER = 288  # of a table
+HEADER = 288  # bytes of a table's header
 
 
 def wrong_in_runs(table: TableFile) -> None:
@@ -356,7 +356,7 @@ def last_slot(table: TableFile) -> int:
 
 
 def set_dead(table: TableFile, words: int) -> None:
-    """A dead map of so many words, all set."""
+    """Set a dead map of a number of words, with all bits set."""
     front = 8 * table.saved.dead_words
     start = table.sections.dead - HEADER
     rest = table.body[start + front : table.sections.directory - HEADER + (4 << table.saved.depth)]
@@ -404,7 +404,7 @@ UNSOUND: dict[str, Callable[[TableFile], object]] = {
 
 @pytest.mark.parametrize("kind", UNSOUND)
 def test_an_unsound_table_with_right_checksums_is_not_believed(directory: Path, kind: str) -> None:
-    """What cannot be is noticed under right checksums, too: base and log are read."""
+    """Impossible content is noticed even if its checksums are correct: base and log are read."""
     expected = small_state(directory)
     table = TableFile(table_in(directory))
     UNSOUND[kind](table)
@@ -413,7 +413,7 @@ def test_an_unsound_table_with_right_checksums_is_not_believed(directory: Path, 
 
 
 def test_the_place_of_the_config_may_be_in_the_base(directory: Path) -> None:
-    """A membership that only the base holds is found by the table, and by reading."""
+    """A membership that only the base holds is found with the table and without it."""
     with FastStateMachine(directory) as machine:
         machine.apply(entries(1, [fastsm.put(b"a", b"1"), fastsm.config(b"three members")]))
         machine.compact(machine.last_applied())
@@ -437,7 +437,7 @@ def test_log_offset_is_where_the_frames_end(directory: Path) -> None:
 def test_a_table_that_was_not_believed_is_made_again_by_the_next_close(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also when nothing was applied in between: only one opening has to read everything."""
+    """A close saves a table that the opening did not have, even if nothing was applied in between."""
     monkeypatch.setattr(fastsm.core.generations, "SAVE_TABLE_ABOVE", 0)
     with FastStateMachine(directory) as machine:
         machine.apply([(1, 1, fastsm.put(b"key", b"value"))])

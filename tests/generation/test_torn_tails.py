@@ -1,4 +1,4 @@
-"""Logs and journals whose tails were torn, of values of every shape: opened, cut, and what was whole is there."""
+"""Logs and journals with torn tails and values of every shape: they open, and everything whole is there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGE = SMALL // 10
 
 
 def tear_file(dice: random.Random, file: Path, end: int) -> list[tuple[int, int]]:
-    """Loses pages of a file after an offset; returns the frames that are whole, up to the first that is not."""
+    """Lose pages of a file after an offset; return the frames before the first one that is not whole."""
     frames, before = frames_of(file), file.read_bytes()
     used = frames[-1][1]
     after = before[:end] + bytes(tails.tear(dice, end, before[end:used]))
@@ -33,7 +33,7 @@ def tear_file(dice: random.Random, file: Path, end: int) -> list[tuple[int, int]
 
 
 def chunk_of_values(dice: random.Random, index: int, largest: int) -> list[Entry]:
-    """Entries from an index on, with values of one shape."""
+    """Return entries from an index on, with values of one shape."""
     shape = dice.choice(list(tails.SHAPES.values()))
     count = dice.choice((1, 2, 40))
     step = dice.choice((1, 1, 8))
@@ -45,13 +45,13 @@ def chunk_of_values(dice: random.Random, index: int, largest: int) -> list[Entry
 
 
 def chunk_of_records(dice: random.Random, index: int) -> list[Entry]:
-    """Some megabytes of small records of indexes that rise by 1, which look like lengths of frames in between."""
+    """Return some megabytes of small records, some of whose rising indexes look like lengths of frames."""
     count = dice.randrange(20_000, 40_000)
     return [Entry(index + number, 1, fastsm.put(dice.randbytes(16), b"v" * 40)) for number in range(count)]
 
 
 def open_torn(root: Path, dice: random.Random, first: int, chunks: list[list[Entry]]) -> None:
-    """Applies chunks after a flush, tears what came after it, and opens: exactly the chunks whose frames are whole."""
+    """Apply chunks after a flush, tear them in the log, open it, and check that exactly the whole chunks are there."""
     path = root / "state"
     with FastStateMachine(path, contiguous=False, auto_compact=False) as machine:
         machine.apply([(first, 1, fastsm.put(b"first", b"of all"))])
@@ -75,7 +75,7 @@ def open_torn(root: Path, dice: random.Random, first: int, chunks: list[list[Ent
 
 @pytest.mark.parametrize("part", range(2))
 def test_a_log_with_a_torn_tail_opens_whatever_its_values_are(part: int) -> None:
-    """Values that hold frames, records and whole files of this library, of all sizes, at indexes of all sizes."""
+    """A log with a torn tail opens even if values hold frames, records or files of this library, at any index."""
     for number in range(part, SMALL, 2):
         dice = random.Random(f"open {number}")
         index = first = dice.choice(tails.INDEXES[:-1]) + 1
@@ -88,7 +88,7 @@ def test_a_log_with_a_torn_tail_opens_whatever_its_values_are(part: int) -> None
 
 
 def test_a_log_past_its_millionth_entry_with_a_torn_chunk_of_megabytes_opens() -> None:
-    """Indexes of records that are multiples of 8, and below the tail's length, look like lengths of frames."""
+    """A torn chunk opens whose record indexes look like lengths of frames: multiples of 8 within the tail's length."""
     for number in range(LARGE):
         dice = random.Random(f"large {number}")
         first = dice.choice((65_536, 1 << 20, 1_100_000, 1_500_000))
@@ -98,7 +98,7 @@ def test_a_log_past_its_millionth_entry_with_a_torn_chunk_of_megabytes_opens() -
 
 
 def test_a_journal_with_a_torn_tail_opens_whatever_its_commands_are() -> None:
-    """The entries whose frames are whole are there, and no more."""
+    """A journal with a torn tail opens with exactly the entries whose frames are whole."""
     for number in range(SMALL):
         dice = random.Random(f"journal {number}")
         with memory_directory() as root:
@@ -116,15 +116,15 @@ def test_a_journal_with_a_torn_tail_opens_whatever_its_commands_are() -> None:
             whole = tear_file(dice, torn / "journal-1", durable)
             journal = Journal(torn)
             try:
-                count = len(whole) - (1 if first == 1 else 2)  # a frame of state; one that says where it begins
+                count = len(whole) - (1 if first == 1 else 2)  # not the frames of state and of the start
                 expected = [(command, first + i, 1) for i, command in enumerate(commands[:count])]
                 assert journal[:] == expected, f"journal {number}"
             finally:
                 journal.close()
 
 
-def test_a_tail_that_proves_a_loss_is_refused_by_whoever_looks(tmp_path: Path) -> None:
-    """A header far after the damage, whose frame itself is torn, is enough for an owner, a tool and a repair."""
+def test_a_tail_that_proves_a_loss_is_refused_by_openings_and_tools(tmp_path: Path) -> None:
+    """An opening, a verification and a repair notice a loss by a later header, even if its own frame is torn."""
     from fastsm.tools import inspection, repair  # noqa: PLC0415
 
     path = tmp_path / "state"
@@ -136,8 +136,8 @@ def test_a_tail_that_proves_a_loss_is_refused_by_whoever_looks(tmp_path: Path) -
     log = tmp_path / "torn" / "log-1"
     frames = frames_of(log)
     data = bytearray(log.read_bytes())
-    data[frames[1][0] : frames[2][0]] = bytes(frames[2][0] - frames[1][0])  # one that was durable, its header too
-    data[frames[2][0] + 32 :] = bytes(len(data) - frames[2][0] - 32)  # all but the header of the last
+    data[frames[1][0] : frames[2][0]] = bytes(frames[2][0] - frames[1][0])  # a durable frame, including its header
+    data[frames[2][0] + 32 :] = bytes(len(data) - frames[2][0] - 32)  # the last frame, except its header
     log.write_bytes(data)
     for look in (
         lambda: FastStateMachine(tmp_path / "torn"), lambda: inspection.verify(tmp_path / "torn"),

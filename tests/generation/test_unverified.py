@@ -1,4 +1,4 @@
-"""Bytes that nobody has checked yet: what opening by a saved table may meet, and must not believe."""
+"""Bytes that are not verified yet: what an opening from a saved table may find, and must not trust."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.tables import TableFile, place_of
 
 Opener = Callable[..., FastStateMachine]
 TESTS = Path(__file__).resolve().parent.parent
-SIZE = 8  # of a value, in a record
+SIZE = 8  # the offset of a value's size in a record
 KEY_SIZE = 12
 
 
@@ -32,7 +32,7 @@ def _always_saved(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def state(directory: Path) -> Path:
-    """A base with the key ``base``, a log after it with the key ``log``, and a table; closed cleanly."""
+    """Provide a cleanly closed state with the key ``base`` in its base, ``log`` in its log, and a table."""
     with FastStateMachine(directory) as machine:
         machine.apply(entries(1, [fastsm.put(b"base", b"in the base"), fastsm.config(b"members")]))
         machine.compact(machine.last_applied())
@@ -47,19 +47,19 @@ def overwrite(path: Path, offset: int, content: bytes) -> None:
 
 
 def damage(state: Path, name: str) -> tuple[Path, int]:
-    """Changes a byte of a value in the base or in the log; the file, and the offset that its error names."""
+    """Change a byte of a value in the base or the log; return the file, and the offset that its error names."""
     path = state / f"{name}-2"
     overwrite(path, path.read_bytes().index(b"in the " + name.encode()), b"I")
     return path, 128 if name == "base" else LOG_HEADER_BYTES
 
 
 def record_of(path: Path, key: bytes) -> int:
-    """Where a key's record starts in a file."""
+    """Return the offset of a key's record in a file."""
     return path.read_bytes().index(key + b"in the") - 16
 
 
 def assert_corrupt(machine: FastStateMachine, path: Path, offset: int) -> None:
-    """Every call but close and is_running is the error that was found."""
+    """Check that every call except close and is_running raises the error of the damage."""
     for call in (
         lambda: machine.get(b"log"), lambda: machine.get_many([]), lambda: machine.get_view(b"log"), machine.len,
         lambda: machine.apply([]), machine.flush, machine.last_applied, machine.stats, machine.keys, machine.items,
@@ -77,7 +77,7 @@ def assert_corrupt(machine: FastStateMachine, path: Path, offset: int) -> None:
 
 @pytest.mark.parametrize("name", ["base", "log"])
 def test_full_verification_finds_damage_before_the_state_can_be_read(state: Path, name: str) -> None:
-    """``verify_on_open="full"``: opening is a CorruptionError that names file and offset; nothing was changed."""
+    """With ``verify_on_open="full"`` opening raises a ``CorruptionError`` with file and offset, and changes nothing."""
     path, offset = damage(state, name)
     before = contents(state)
     with pytest.raises(CorruptionError) as caught:
@@ -87,7 +87,7 @@ def test_full_verification_finds_damage_before_the_state_can_be_read(state: Path
 
 
 def test_full_verification_of_a_sound_state(state: Path, machine_at: Opener) -> None:
-    """It is verified when the constructor returns, though the table was used."""
+    """A sound state is verified when the constructor returns, although the table was used."""
     machine = machine_at(state, verify_on_open="full")
     assert is_used(machine)
     assert machine.stats().verified
@@ -96,7 +96,7 @@ def test_full_verification_of_a_sound_state(state: Path, machine_at: Opener) -> 
 @pytest.mark.parametrize("name", ["base", "log"])
 @pytest.mark.parametrize("end", ["clean", "killed"])
 def test_background_verification_poisons_all_calls(tmp_path: Path, state: Path, name: str, end: str) -> None:
-    """Damage found next to the owner is the error of every call; closing writes nothing, and reopening finds it."""
+    """Damage found in the background is the error of every call; closing writes nothing, and reopening finds it."""
     if end == "killed":
         with FastStateMachine(state) as machine:
             machine.apply(entries(5, [fastsm.put(b"after", b"the table")]))
@@ -122,7 +122,7 @@ def test_background_verification_poisons_all_calls(tmp_path: Path, state: Path, 
 def test_damage_found_while_the_constructor_ends_is_not_forgotten(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However fast the verification is, and whenever stop and start are called, what it found stays."""
+    """Damage that the verification finds before the constructor ends is the error of every call."""
 
     class AtOnce(fastsm.core.verifying.BackgroundVerification):
         def __init__(self, *arguments: object) -> None:
@@ -137,7 +137,7 @@ def test_damage_found_while_the_constructor_ends_is_not_forgotten(
 
 
 def test_damage_found_during_a_stop_stays(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A verification that ends while ``stop`` syncs is not overruled by it."""
+    """Damage that is found while ``stop`` syncs is the error of ``stop`` and of every later call."""
     path, offset = damage(state, "log")
     machine = FastStateMachine(state, verify_on_open="off")
     found = CorruptionError(str(path), offset, "a valid frame", "none")
@@ -155,7 +155,7 @@ def test_damage_found_during_a_stop_stays(state: Path, monkeypatch: pytest.Monke
 
 
 def test_without_verification_it_is_left_to_verify(state: Path, machine_at: Opener) -> None:
-    """``verify_on_open="off"``: not verified until ``verify`` was called; which finds damage."""
+    """With ``verify_on_open="off"`` nothing is verified until ``verify`` is called, which finds damage."""
     machine = machine_at(state, verify_on_open="off")
     assert is_used(machine)
     assert not machine.stats().verified
@@ -166,7 +166,7 @@ def test_without_verification_it_is_left_to_verify(state: Path, machine_at: Open
     machine.close()
     path, offset = damage(state, "base")
     machine = FastStateMachine(state, verify_on_open="off")
-    assert machine.get(b"base") == b"In the base"  # as good as the disk
+    assert machine.get(b"base") == b"In the base"  # damaged as it is on the disk
     with pytest.raises(CorruptionError) as caught:
         machine.verify()
     assert (caught.value.path, caught.value.offset) == (str(path), offset)
@@ -174,7 +174,7 @@ def test_without_verification_it_is_left_to_verify(state: Path, machine_at: Open
     machine.close()
 
 
-# ---- sizes that were damaged -----------------------------------------------------------------------------
+# ---- damaged sizes ---------------------------------------------------------------------------------------
 
 READ_ALL = """
 import sys, fastsm
@@ -209,7 +209,7 @@ print("end", machine.get_many(others)[1] is not None)
 @pytest.mark.parametrize("size", [2**31 - 1, 2**32 - 1, 1 << 20])
 @pytest.mark.parametrize("name", ["base", "log"])
 def test_a_size_that_was_damaged_to_be_huge_is_an_error_of_every_read(state: Path, name: str, size: int) -> None:
-    """Before verification has found it, each read, and a comparison, raises CorruptionError with file and offset."""
+    """Each read and each comparison raises ``CorruptionError`` with file and offset, even before verification."""
     path = state / f"{name}-2"
     at = record_of(path, name.encode())
     overwrite(path, at + SIZE, size.to_bytes(4, "little"))
@@ -238,14 +238,14 @@ print("grown")
 
 
 def test_a_key_size_damaged_at_the_end_of_the_log_is_read_within_the_arena(directory: Path, tmp_path: Path) -> None:
-    """Keys are hashed again when their segment splits, however long they say they are, and after a cut tail, too."""
+    """When segments split, damaged key sizes at the log's end do not cause reads beyond it, even after a cut tail."""
     keys = [b"%d" % i for i in range(24_000)]
     with FastStateMachine(directory) as machine:
         for start in range(0, len(keys), 1_000):
             machine.apply(entries(start + 1, [fastsm.put(key, b"") for key in keys[start : start + 1_000]]))
     places = [place_of(slot) for _, slot in TableFile(table_in(directory)).slots()]
     with FastStateMachine(directory) as machine:
-        for start in range(24_000, 25_600, 50):  # the fourth doubling comes while these are read back
+        for start in range(24_000, 25_600, 50):  # the fourth doubling happens while these are recovered
             machine.apply(entries(start + 1, [fastsm.put(b"%d" % i, b"") for i in range(start, start + 50)]))
         state = crash_copy(directory, tmp_path / "killed")
     for place in sorted(places)[-2_000:]:
@@ -256,8 +256,8 @@ def test_a_key_size_damaged_at_the_end_of_the_log_is_read_within_the_arena(direc
 
 # ---- hostile tables --------------------------------------------------------------------------------------
 
-def test_tables_that_lie_under_right_checksums_crash_nothing() -> None:
-    """Opened, read, written to, compacted: an error, or wrong values of who made the file, never a signal."""
+def test_forged_tables_with_right_checksums_crash_nothing() -> None:
+    """Using a forged table gives an error, or wrong values that its forger chose, but never a crash."""
     with memory_directory() as root:
         many_keys(root / "state", ordered=True)
         (root / "scratch").mkdir()
@@ -268,8 +268,8 @@ def test_tables_that_lie_under_right_checksums_crash_nothing() -> None:
     assert done.returncode == 0, f"{lines[-1:]}: {done.stderr}"
     assert len(lines) > 160
     assert not [line for line in lines if line.endswith(": wrong")]
-    assert sum(line.endswith(": read") for line in lines) > 90  # not believed
-    assert sum(": believed" in line for line in lines) > 50  # as far as one can see they might be true
+    assert sum(line.endswith(": read") for line in lines) > 90  # the table was refused
+    assert sum(": believed" in line for line in lines) > 50  # the table was plausible
 
 
 # ---- snapshots of unverified bytes -----------------------------------------------------------------------
@@ -279,9 +279,9 @@ def test_tables_that_lie_under_right_checksums_crash_nothing() -> None:
 def test_no_snapshot_is_written_of_damaged_bytes(
     state: Path, tmp_path: Path, name: str, options: dict[str, object]
 ) -> None:
-    """A snapshot would give damage a right checksum: it is a CorruptionError, and there is no file."""
+    """A snapshot, which would give damaged bytes a correct checksum, is a ``CorruptionError`` without a file."""
     path, _ = damage(state, name)
-    if options.get("read_only") and name == "log":  # whose frames are checked at opening
+    if options.get("read_only") and name == "log":  # a read-only opening checks the log's frames
         with pytest.raises(CorruptionError):
             FastStateMachine(state, **options)  # type: ignore[arg-type]
         return
@@ -296,7 +296,7 @@ def test_no_snapshot_is_written_of_damaged_bytes(
 @pytest.mark.parametrize("name", ["base", "log"])
 @pytest.mark.parametrize("verify", ["background", "off"])
 def test_damaged_bytes_are_not_compacted(state: Path, name: str, verify: str) -> None:
-    """Compaction is a CorruptionError, and no generation is made of damage."""
+    """A compaction of damaged bytes raises ``CorruptionError``, and makes no generation."""
     path, _ = damage(state, name)
     machine = FastStateMachine(state, verify_on_open=verify, retain_entries=0)  # type: ignore[arg-type]
     with pytest.raises(CorruptionError) as caught:
@@ -308,7 +308,7 @@ def test_damaged_bytes_are_not_compacted(state: Path, name: str, verify: str) ->
 
 
 def test_a_snapshot_waits_for_the_verification(state: Path, tmp_path: Path, machine_at: Opener) -> None:
-    """Of a sound state it is written once all bytes were checked, whichever way it was opened."""
+    """A snapshot is written after all bytes were verified, whichever way the state was opened."""
     for number, options in enumerate(({}, {"verify_on_open": "off"}, {"read_only": True})):
         machine = machine_at(state, **options)
         machine.write_snapshot(tmp_path / str(number))

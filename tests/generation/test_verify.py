@@ -1,4 +1,4 @@
-"""verify: every byte on disk is read again and checked, next to readers and a writer."""
+"""verify: every byte on disk is read again and checked, while others read and write."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOG = "log-1"
 
 @pytest.fixture
 def machine(directory: Path, machine_at: Opener) -> FastStateMachine:
-    """A machine of some frames, the last of them 9 MiB."""
+    """Provide a machine with some frames, the last of them of 9 MiB."""
     machine = machine_at(directory)
     for index in range(1, 40):
         machine.apply([(index, 1, fastsm.put(b"%d" % index, os.urandom(300)))])
@@ -31,7 +31,7 @@ def machine(directory: Path, machine_at: Opener) -> FastStateMachine:
 
 
 def flip(path: Path, offset: int, bit: int = 0) -> None:
-    """Changes one bit on disk; a second call changes it back."""
+    """Flip one bit on disk; a second call flips it back."""
     fd = os.open(path, os.O_RDWR)
     try:
         byte = os.pread(fd, 1, offset)[0]
@@ -41,7 +41,7 @@ def flip(path: Path, offset: int, bit: int = 0) -> None:
 
 
 def frame_starts(machine: FastStateMachine, path: Path) -> list[int]:
-    """Where the log's frames start, and where the last one ends."""
+    """Return the offsets at which the log's frames start, and at which the last one ends."""
     content = path.read_bytes()
     starts = [LOG_HEADER_BYTES]
     while starts[-1] < machine.stats().log_bytes:
@@ -93,7 +93,7 @@ def test_a_flipped_bit_of_the_header_is_found(machine: FastStateMachine, directo
 
 
 def test_damage_to_current_is_found(machine: FastStateMachine, directory: Path) -> None:
-    """CURRENT is part of what is verified: a flipped bit, an empty one, a missing one."""
+    """CURRENT is verified, too: a flipped bit, an empty file and a missing one are found."""
     current = directory / "CURRENT"
     content = current.read_bytes()
     for damaged in (content[:-1] + bytes([content[-1] ^ 1]), b"", content[:20]):
@@ -109,8 +109,8 @@ def test_damage_to_current_is_found(machine: FastStateMachine, directory: Path) 
     assert machine.verify() is None
 
 
-def test_what_was_allocated_ahead_is_nobodys(machine: FastStateMachine, directory: Path) -> None:
-    """Bytes after the log's end are not part of the state: what is there is no damage."""
+def test_bytes_allocated_ahead_are_not_verified(machine: FastStateMachine, directory: Path) -> None:
+    """Bytes after the log's end are not part of the state, and no damage whatever they are."""
     path = directory / LOG
     assert path.stat().st_size > machine.stats().log_bytes, "nothing is allocated ahead"
     flip(path, path.stat().st_size - 1)
@@ -118,7 +118,7 @@ def test_what_was_allocated_ahead_is_nobodys(machine: FastStateMachine, director
 
 
 def test_progress_rises_to_the_total(machine: FastStateMachine) -> None:
-    """``progress`` is told bytes done and bytes in all; done never falls and ends at the total."""
+    """``progress`` gets the bytes done and the total; done never falls, and ends at the total."""
     machine.compact(machine.last_applied())
     machine.apply([(machine.last_applied().index + 1, 1, fastsm.put(b"more", bytes(200 << 10)))])
     calls: list[tuple[int, int]] = []
@@ -131,7 +131,7 @@ def test_progress_rises_to_the_total(machine: FastStateMachine) -> None:
 
 
 def test_progress_of_an_empty_log_is_told_its_end(directory: Path, machine_at: Opener) -> None:
-    """Also where there is nothing to read, ``progress`` ends at the total."""
+    """``progress`` ends at the total even if there is nothing to read."""
     calls: list[tuple[int, int]] = []
     machine_at(directory).verify(lambda done, total: calls.append((done, total)))
     assert calls
@@ -139,7 +139,7 @@ def test_progress_of_an_empty_log_is_told_its_end(directory: Path, machine_at: O
 
 
 def test_an_error_of_progress_ends_the_verification(machine: FastStateMachine) -> None:
-    """What ``progress`` raises comes out of ``verify``, and nothing is left behind."""
+    """An error of ``progress`` ends ``verify``, which raises it and leaves nothing open."""
     descriptors = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
 
     class Enough(Exception):
@@ -156,8 +156,8 @@ def test_an_error_of_progress_ends_the_verification(machine: FastStateMachine) -
     assert machine.verify() is None
 
 
-def test_verify_goes_on_beside_a_writer(machine: FastStateMachine) -> None:
-    """Chunks of all sizes, flushes among them, are applied while ``verify`` reads: none of them is damage."""
+def test_verify_runs_next_to_a_writer(machine: FastStateMachine) -> None:
+    """``verify`` finds no damage while chunks of all sizes are applied and flushed."""
     ending = threading.Event()
     sizes = (10, 5000, 300 << 10)
 
@@ -183,7 +183,7 @@ def test_verify_goes_on_beside_a_writer(machine: FastStateMachine) -> None:
 
 @pytest.mark.parametrize("step", ["clear", "close"])
 def test_reset_or_close_in_the_middle_is_no_damage(directory: Path, machine_at: Opener, step: str) -> None:
-    """A verification under way when the machine is reset or closed ends well, or says that it is closed."""
+    """A verification during which the machine is reset succeeds; after a close it may raise ``NotRunningError``."""
     machine = machine_at(directory)
     for index in (1, 2, 3):
         machine.apply([(index, 1, fastsm.put(b"large", bytes(20 << 20)))])
@@ -195,7 +195,7 @@ def test_reset_or_close_in_the_middle_is_no_damage(directory: Path, machine_at: 
         if calls == 1:
             getattr(machine, step)()
 
-    # Closed, it may go on with what it holds; reset, it has no reason to say that anything is closed.
+    # After a close, verify may finish with the files that it has open; after a reset it must not raise.
     with contextlib.suppress(*([NotRunningError] if step == "close" else [])):
         machine.verify(interrupt)
     assert calls
@@ -207,7 +207,7 @@ def test_reset_or_close_in_the_middle_is_no_damage(directory: Path, machine_at: 
 
 
 def test_verify_of_a_stopped_machine_is_refused(machine: FastStateMachine) -> None:
-    """After ``stop`` it is a ``NotRunningError``; after ``start`` it works again."""
+    """After ``stop``, ``verify`` raises ``NotRunningError``; after ``start`` it works again."""
     machine.stop()
     with pytest.raises(NotRunningError):
         machine.verify()
@@ -216,7 +216,7 @@ def test_verify_of_a_stopped_machine_is_refused(machine: FastStateMachine) -> No
 
 
 def test_a_log_cut_short_is_found(machine: FastStateMachine, directory: Path) -> None:
-    """A file cut short under the machine is a typed error of ``verify``, which does not touch the mapping."""
+    """If the log's file is cut short, ``verify`` raises ``CorruptionError``; it does not read through the mapping."""
     path = directory / LOG
     end = machine.stats().log_bytes
     last = frame_starts(machine, path)[-2]
@@ -231,7 +231,7 @@ def test_a_log_cut_short_is_found(machine: FastStateMachine, directory: Path) ->
 
 
 def test_damage_is_found_before_anything_is_changed(directory: Path, machine_at: Opener) -> None:
-    """Opening with ``verify_on_open="full"``: a torn tail is not cut from the log when its base is damaged."""
+    """An opening with ``verify_on_open="full"`` does not cut a torn tail from the log if the base is damaged."""
     machine = machine_at(directory)
     for index in range(1, 40):
         machine.apply([(index, 1, fastsm.put(b"%d" % index, os.urandom(300)))])
@@ -240,14 +240,14 @@ def test_damage_is_found_before_anything_is_changed(directory: Path, machine_at:
     log, base = directory / "log-2", directory / "base-2"
     log.write_bytes(log.read_bytes() + b"torn")
     flip(base, base.stat().st_size - 100)
-    before = {path.name: path.read_bytes() for path in directory.iterdir() if path.name != "LOCK"}  # has the time
+    before = {path.name: path.read_bytes() for path in directory.iterdir() if path.name != "LOCK"}  # holds the time
     with pytest.raises(CorruptionError, match="base-2"):
         FastStateMachine(directory, verify_on_open="full")
     assert {path.name: path.read_bytes() for path in directory.iterdir() if path.name != "LOCK"} == before
 
 
 def test_a_read_only_machine_verifies(machine: FastStateMachine, directory: Path, machine_at: Opener) -> None:
-    """Beside its owner, a read-only machine verifies the state that it shows, and finds damage to it."""
+    """While an owner has the directory open, a read-only machine verifies the state that it shows."""
     reader = machine_at(directory, read_only=True)
     machine.apply([(41, 1, fastsm.put(b"later", b""))])
     assert reader.verify() is None

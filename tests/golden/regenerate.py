@@ -1,7 +1,7 @@
-"""Makes the golden files again: `python tests/golden/regenerate.py`, and the example of docs/format.md.
+"""Remakes the golden files and the example of docs/format.md: `python tests/golden/regenerate.py`.
 
-Only while the formats are version 0. From the first tagged release on these files are what that release
-wrote, and are never made again: a later version gets files of its own next to them.
+Only while the formats have version 0. From the first tagged release on, these files stay as that release wrote
+them, and a later version gets files of its own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SNAPSHOTS: dict[str, dict[str, Any]] = {
 
 
 def write_example(path: Path) -> None:
-    """The example of docs/format.md."""
+    """Write the example of docs/format.md."""
     with FastStateMachine(path) as machine:
         machine.apply([Entry(1, 1, fastsm.put(b"color", b"blue")), Entry(2, 1, fastsm.noop())])
         machine.flush()
@@ -45,7 +45,7 @@ def write_example(path: Path) -> None:
 
 
 def write_compacted(path: Path) -> None:
-    """The state of the history with a base up to entry 12, the rest in the log after it, and a saved table in order."""
+    """Write the history's state with a base up to entry 12, the rest in the log, and a saved table with the order."""
     with mock.patch("fastsm.core.generations.SAVE_TABLE_ABOVE", 0), FastStateMachine(
         path, contiguous=False, ordered=True
     ) as machine:
@@ -54,7 +54,7 @@ def write_compacted(path: Path) -> None:
 
 
 def write_snapshots(path: Path, machine: FastStateMachine) -> dict[str, Any]:
-    """Snapshots of the state, and what is in them."""
+    """Write snapshots of the state; return their descriptions."""
     described = {}
     for name, options in SNAPSHOTS.items():
         machine.write_snapshot(path, **options)
@@ -71,7 +71,7 @@ def write_snapshots(path: Path, machine: FastStateMachine) -> dict[str, Any]:
 
 
 def described() -> dict[str, Any]:
-    """What the directory holds, as the model says: not read back by the code that wrote it."""
+    """Describe the directory by the model, not by the code that wrote it."""
     model = MemoryStateMachine(contiguous=False)
     play(model)
     membership = model.membership()
@@ -91,7 +91,7 @@ def described() -> dict[str, Any]:
 
 
 def checksum_of_the_long_history(path: Path) -> str:
-    """As the model says."""
+    """Return the model's checksum."""
     model = MemoryStateMachine(contiguous=False)
     model.apply(list(long_history()))
     return model.write_snapshot(path).checksum.hex()
@@ -106,7 +106,7 @@ def print_example(folder: Path) -> None:
 
 
 def keep(source: Path, name: str) -> None:
-    """Puts a folder's files next to this script."""
+    """Put a folder's files next to this script."""
     shutil.rmtree(HERE / name, ignore_errors=True)
     shutil.copytree(source, HERE / name, ignore=shutil.ignore_patterns("LOCK", "PUBLISHED"))
 

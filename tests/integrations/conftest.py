@@ -1,4 +1,4 @@
-"""What the tests of integrations leave behind: nothing that another test of the same process would carry along."""
+"""Fixtures that clean up after each test of the integrations, so that later tests of the process are not affected."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from support.cluster import release_ports
 
 @pytest.fixture(autouse=True)
 def _no_port_is_held() -> Iterator[None]:
-    """Ports that a test has found are given back at its end."""
+    """Release the ports that a test has found at its end."""
     yield
     release_ports()

@@ -1,4 +1,4 @@
-"""``FastJournal`` behaves as PySyncObj's own journals do, whatever is under it: they are the model here."""
+"""``FastJournal`` behaves as PySyncObj's own journals do; they are the model here."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ pytestmark = pytest.mark.usefixtures("quiet")
 
 
 class Stock(MemoryJournal):  # type: ignore[misc]
-    """PySyncObj's journal in memory, whose ranges of entries are asked for by position."""
+    """PySyncObj's journal in memory, with ranges of entries by position."""
 
     def indexes(self) -> list[int]:
         return [entry[1] for entry in self[0 : len(self)]]
 
 
 def step(rng: random.Random, stock: Stock, journal: FastJournal) -> None:
-    """The same call of both, as PySyncObj makes them."""
+    """Make the same random call of both journals, as PySyncObj would."""
     dice = rng.random()
     indexes = stock.indexes()
     if dice < 0.6 or not indexes:
@@ -57,7 +57,7 @@ def step(rng: random.Random, stock: Stock, journal: FastJournal) -> None:
 @pytest.mark.parametrize("durable", [False, True])
 @pytest.mark.parametrize("seed", range(4))
 def test_does_what_the_journal_in_memory_does(tmp_path: Path, seed: int, durable: bool) -> None:
-    """Entries as ``(command, index, term)``, by position and slice, before and after reopening; term and vote."""
+    """Entries by position and slice, term and vote equal those of the journal in memory, also after reopening."""
     rng = random.Random(seed)
     stock, journal = Stock(), FastJournal(tmp_path / "journal", durable=durable)
     for number in range(400):
@@ -79,7 +79,7 @@ def test_does_what_the_journal_in_memory_does(tmp_path: Path, seed: int, durable
 
 
 def test_the_last_entry_is_the_one_that_is_there(tmp_path: Path) -> None:
-    """PySyncObj reads it at every turn, so it is kept: until the end or the beginning changes."""
+    """The last entry, which is cached because PySyncObj reads it often, is correct after every kind of change."""
     journal = FastJournal(tmp_path / "journal")
     journal.add(b"one", 1, 1)
     assert journal[-1] is journal[-1]
@@ -100,7 +100,7 @@ def test_the_last_entry_is_the_one_that_is_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("inner", ["add", "cut", "clear", "rebase", "set_vote", "truncate_before"])
 def test_a_step_on_top_of_another_is_refused(tmp_path: Path, inner: str) -> None:
-    """A signal handler amid a write would write to the same place: an error, nothing changed. ``close`` is put off."""
+    """A call by a signal handler within a write is an error and changes nothing; a ``close`` is deferred."""
     arguments: dict[str, tuple[Any, ...]] = {
         "add": (b"x", 3, 1), "cut": (2,), "clear": (), "rebase": (b"x", 9, 9), "set_vote": (9, "a"),
         "truncate_before": (2,),
@@ -139,7 +139,7 @@ def test_a_step_on_top_of_another_is_refused(tmp_path: Path, inner: str) -> None
 
 
 def test_a_directory_that_lost_a_file_is_corrupt(tmp_path: Path) -> None:
-    """Also the only segment, or the file that names it."""
+    """A directory that lost its only segment, or NEWEST, is corrupt."""
     journal = FastJournal(tmp_path / "journal")
     journal.add(b"one", 1, 1)
     journal.close()
@@ -152,7 +152,7 @@ def test_a_directory_that_lost_a_file_is_corrupt(tmp_path: Path) -> None:
 
 
 def test_an_error_of_a_close_leaves_nothing_open(tmp_path: Path) -> None:
-    """The lock is free, and what was synced is there."""
+    """After a close that fails, the lock is free, and synced entries are there."""
     disk = Disk()
     journal = FastJournal(tmp_path / "journal", durable=True, _files=disk.files)
     journal.add(b"one", 1, 1)

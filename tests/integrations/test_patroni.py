@@ -1,4 +1,4 @@
-"""Patroni's own Raft store on fastsm's base class, next to the same on PySyncObj's. Needs `pip install patroni`."""
+"""Patroni's own Raft store on fastsm's base class, compared with PySyncObj's. Needs `pip install patroni`."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from patroni.postgresql.mpp import get_mpp
 from fastsm.integrations.pysyncobj import FastSyncObj
 from support.cluster import free_ports
 
-# PySyncObj's own journal leaves a file to the collector.
+# PySyncObj's own journal leaves closing a file to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def on_fastsm() -> ModuleType:
-    """A second copy of Patroni's module, for which `pysyncobj.SyncObj` was fastsm's."""
+    """Import a second copy of Patroni's module, with fastsm's class as `pysyncobj.SyncObj`."""
     found = importlib.util.find_spec("patroni.dcs.raft")
     assert found is not None
     assert found.loader is not None
@@ -40,7 +40,7 @@ def on_fastsm() -> ModuleType:
 
 
 class Stores:
-    """Patroni's stores of one cluster, each with its own ticking thread, as Patroni runs them."""
+    """Patroni's stores of one cluster, each with its own tick thread, as Patroni runs them."""
 
     def __init__(self, module: ModuleType, root: Path) -> None:
         self.module, self.root = module, root
@@ -71,7 +71,7 @@ class Stores:
             time.sleep(0.02)
 
     def leader(self) -> int:
-        """The one that all that run follow."""
+        """Return the number of the store that all running ones follow."""
 
         def found() -> list[int]:
             leads = [number for number, store in self.running.items() if store._isLeader()]
@@ -82,7 +82,7 @@ class Stores:
         return found()[0]
 
     def same(self) -> dict[str, Any]:
-        """What all stores hold, once they hold the same."""
+        """Wait until all stores have equal content; return it."""
         def contents() -> list[Any]:
             return [store.get("", recursive=True) for store in list(self.running.values())]
 
@@ -98,7 +98,7 @@ def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stores]:
 
 
 def test_keys_are_compared_by_value_index_and_existence(stores: Stores) -> None:
-    """prevExist, prevValue, prevIndex and recursive deletion, from every node; the index is one on all of them."""
+    """prevExist, prevValue, prevIndex and recursive deletion work from every node; indexes are equal on all nodes."""
     stores.start(0, 1, 2)
     first = stores.running[0].set("/a", "1", prevExist=False)
     assert first["value"] == "1"
@@ -125,8 +125,8 @@ def test_keys_are_compared_by_value_index_and_existence(stores: Stores) -> None:
     stores.until(lambda: all(sorted(stores.deleted[number]) == gone for number in range(3)))
 
 
-def test_of_those_who_compare_by_index_one_wins(stores: Stores) -> None:
-    """As in the race for Patroni's leader key: in each round one of three, and all agree on whom."""
+def test_one_of_several_nodes_that_compare_by_index_wins(stores: Stores) -> None:
+    """When three nodes set a key by the same prevIndex, as for Patroni's leader key, exactly one succeeds."""
     stores.start(0, 1, 2)
     found = stores.running[0].set("/leader", "nobody")
     for turn in range(8):
@@ -147,7 +147,7 @@ def test_of_those_who_compare_by_index_one_wins(stores: Stores) -> None:
 
 
 def test_keys_expire_by_the_leader_and_its_successor(stores: Stores) -> None:
-    """A key with a time to live goes on every node, also where the leader that would expire it is gone."""
+    """A key with a time to live expires on every node, even if the leader is gone that would have expired it."""
     stores.start(0, 1, 2)
     stores.running[0].set("/short", "1", ttl=1)
     stores.running[0].set("/stays", "1")
@@ -162,7 +162,7 @@ def test_keys_expire_by_the_leader_and_its_successor(stores: Stores) -> None:
 
 
 def test_restarts_installs_and_members_keep_the_store(stores: Stores) -> None:
-    """Restarts of one and of all, a lost disk, a node that joins: the same keys with the same indexes."""
+    """After restarts of one and of all nodes, a lost disk and a new node, keys and indexes are the same."""
     stores.start(0, 1, 2)
     for number in range(30):
         stores.running[number % 3].set(f"/k{number % 7}", str(number))
@@ -173,7 +173,7 @@ def test_restarts_installs_and_members_keep_the_store(stores: Stores) -> None:
     for store in stores.running.values():
         store.forceLogCompaction()
     stores.stop(*list(stores.running))
-    for number in range(3):  # together: one alone has no majority
+    for number in range(3):  # together, because one alone has no majority
         threading.Thread(target=stores.start, args=(number,)).start()
     stores.until(lambda: len(stores.running) == 3 and all(store.isReady() for store in stores.running.values()))
     assert stores.same() == before
@@ -182,7 +182,7 @@ def test_restarts_installs_and_members_keep_the_store(stores: Stores) -> None:
     shutil.rmtree(stores.root / str(lost))
     stores.start(lost)
     assert stores.same() == before
-    stores.start(3)  # Patroni asks for its own addition, by PySyncObj's utility
+    stores.start(3)  # Patroni adds itself, by PySyncObj's utility
     stores.until(lambda: all(len(store.otherNodes) == 3 for store in stores.running.values()))
     assert stores.running[3].set("/new", "4")["value"] == "4"
     after = stores.same()
@@ -192,7 +192,7 @@ def test_restarts_installs_and_members_keep_the_store(stores: Stores) -> None:
 
 
 def test_patronictl_is_a_read_only_node(stores: Stores) -> None:
-    """It sees the store, and may write."""
+    """patronictl's read-only node sees the store, and may write."""
     stores.start(0, 1, 2)
     found = stores.running[0].set("/a", "1")
     client = stores.module.KVStoreTTL(
@@ -208,7 +208,7 @@ def test_patronictl_is_a_read_only_node(stores: Stores) -> None:
 
 
 def test_patronis_class_works(stores: Stores) -> None:
-    """What Patroni calls in its loop, on a cluster of one."""
+    """Patroni's class works on a cluster of one, with the calls that Patroni makes in its loop."""
     raft = stores.module.Raft({
         "ttl": 30, "scope": "test", "name": "pg", "retry_timeout": 10, "loop_wait": 10,
         "self_addr": stores.addresses[0], "data_dir": str(stores.root / "raft"),

@@ -1,4 +1,4 @@
-"""The store of ``examples/patroni_store.py``: what is required is judged in the log, and a write is done once."""
+"""The store of ``examples/patroni_store.py``: requirements are checked in log order, and a write is done once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "patroni_
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Any]:
-    """A cluster of one; what its callbacks are told is in `heard`."""
+    """Provide a store on a cluster of one; its callbacks' arguments are in `heard`."""
     spec = importlib.util.spec_from_file_location("patroni_store", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None
@@ -45,8 +45,8 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def test_what_is_required_decides(store: Any) -> None:
-    """prevExist, prevValue and prevIndex, of a set and of a deletion."""
+def test_requirements_decide_about_a_write(store: Any) -> None:
+    """prevExist, prevValue and prevIndex decide whether a set or a deletion takes effect."""
     assert store.set("/a", "1", prevExist=True) is None
     first = store.set("/a", "1", prevExist=False)
     assert first == store.get("/a")
@@ -71,7 +71,7 @@ def test_what_is_required_decides(store: Any) -> None:
 
 
 def test_a_key_ends_by_itself(store: Any) -> None:
-    """By a tick of the node that leads; one without a deadline stays, and so does one that is set again without."""
+    """A tick of the leader removes a key whose time is over; a key without a deadline, or set again without, stays."""
     for key, ttl in (("/short", 0.3), ("/stays", None), ("/again", 0.3)):
         assert store.set(key, "1", ttl)
     store.set("/again", "2")
@@ -81,7 +81,7 @@ def test_a_key_ends_by_itself(store: Any) -> None:
 
 
 def test_a_write_whose_answer_is_lost_is_done_once(store: Any) -> None:
-    """It is submitted again, and answered as the first time: who set the key is not told that somebody else has."""
+    """A write whose answer is lost is submitted again and gets the first answer, not "taken by another"."""
     once, lost = store.node.once, []
 
     def losing(*arguments: Any, **options: Any) -> Any:
@@ -99,14 +99,14 @@ def test_a_write_whose_answer_is_lost_is_done_once(store: Any) -> None:
 
 
 def test_a_session_that_has_ended_is_opened_again(store: Any) -> None:
-    """As after a day without a write."""
+    """After a session has ended, as after a day without a write, a write opens a new one."""
     store.set("/a", "1")
     assert store.node.forget(store._session, sync=True, timeout=30) is True
     assert store.set("/a", "2") == store.get("/a")
 
 
 def test_after_a_snapshot_all_keys_are_told(store: Any) -> None:
-    """Any of them may have changed."""
+    """After a snapshot is installed, on_set is called for all keys, because any of them may have changed."""
     store.set("/a", "1")
     store.set("/b", "2")
     store.heard.clear()

@@ -1,4 +1,4 @@
-"""`fastsm.integrations.pysyncobj`: what one node does and refuses. Clusters are in test_pysyncobj_cluster.py."""
+"""`fastsm.integrations.pysyncobj`: the behaviour of one node. Clusters are in test_pysyncobj_cluster.py."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MakeNode = Callable[..., ReplicatedStateMachine]
 
 @pytest.fixture
 def node_at(tmp_path: Path) -> Iterator[MakeNode]:
-    """Makes nodes of a cluster of one each; they end with the test."""
+    """Provide a function that makes nodes of a cluster of one each; they end with the test."""
     nodes: list[ReplicatedStateMachine] = []
 
     def make(name: str = "node", partners: tuple[str, ...] = (), **options: Any) -> ReplicatedStateMachine:
@@ -73,7 +73,7 @@ def test_the_package_needs_no_pysyncobj() -> None:
 
 
 def test_submit_gives_what_apply_said(node_at: MakeNode) -> None:
-    """Results come to who waits and to callbacks; the shorthands do what their commands do."""
+    """Waiting callers and callbacks get the results of apply; the shorthands do what their commands do."""
     node = node_at()
     assert node.put(b"a", b"1", sync=True, timeout=20) is True
     assert node.compare_and_swap(b"a", b"2", b"3", sync=True, timeout=20) is False
@@ -95,7 +95,7 @@ def test_submit_gives_what_apply_said(node_at: MakeNode) -> None:
 
 
 def test_commands_are_checked_at_submit(node_at: MakeNode) -> None:
-    """What apply would refuse never gets into the log."""
+    """A command that apply would refuse is refused by submit."""
     node = node_at()
     for command in (b"", b"\x00\x01", fastsm.put(b"a", b"b")[:-1]):
         with pytest.raises(fastsm.CommandError):
@@ -105,7 +105,7 @@ def test_commands_are_checked_at_submit(node_at: MakeNode) -> None:
 
 
 def test_no_result_is_an_error_with_its_reason(node_at: MakeNode) -> None:
-    """Without a majority a command times out: for who waits, and for a callback with a timeout."""
+    """Without a majority a command times out, for a waiting caller and for a callback with a timeout."""
     node = node_at(partners=("127.0.0.1:1",))
     with pytest.raises(SubmitError, match="Timeout") as caught:
         node.put(b"a", b"b", sync=True, timeout=0.3)
@@ -117,8 +117,8 @@ def test_no_result_is_an_error_with_its_reason(node_at: MakeNode) -> None:
     assert answers == [(None, FAIL_REASON.UNKNOWN_OUTCOME)]
 
 
-def test_a_callback_that_raises_harms_nobody(node_at: MakeNode) -> None:
-    """The node goes on, and the next callback is called."""
+def test_a_callback_that_raises_does_no_harm(node_at: MakeNode) -> None:
+    """After a callback that raises, the node continues, and the next call is answered."""
     node = node_at()
 
     def raising(result: Any, reason: Any) -> None:
@@ -130,7 +130,7 @@ def test_a_callback_that_raises_harms_nobody(node_at: MakeNode) -> None:
 
 
 def test_waiting_in_the_tick_thread_is_refused(node_at: MakeNode) -> None:
-    """A callback that waits for another command would wait for ever: it is an error."""
+    """A callback that waits for another command, which would never end, gets an error."""
     node = node_at()
     errors: list[BaseException] = []
 
@@ -145,7 +145,7 @@ def test_waiting_in_the_tick_thread_is_refused(node_at: MakeNode) -> None:
 
 
 def test_the_end_answers_everybody(node_at: MakeNode) -> None:
-    """Who waits when the node is destroyed hears of it; afterwards nothing is taken."""
+    """Pending callbacks are called when the node is destroyed; afterwards submit raises."""
     node = node_at(partners=("127.0.0.1:1",))
     answers: list[Any] = []
     node.put(b"a", b"b", callback=lambda *answer: answers.append(answer))
@@ -160,7 +160,7 @@ def test_the_end_answers_everybody(node_at: MakeNode) -> None:
 
 @pytest.mark.parametrize("durable", [False, True])
 def test_a_restart_goes_on_where_it_was(node_at: MakeNode, durable: bool) -> None:
-    """State, journal and term are there again, with a dump and without; nothing is applied twice."""
+    """A restart after a dump and one more entry keeps state, journal and term, and applies nothing twice."""
     policy = DumpPolicy(trailing_entries=5)
     node = node_at(durable=durable, policy=policy)
     for number in range(50):
@@ -180,7 +180,7 @@ def test_a_restart_goes_on_where_it_was(node_at: MakeNode, durable: bool) -> Non
 
 
 def test_consumers_are_restored_once(node_at: MakeNode) -> None:
-    """A PySyncObj structure next to the state machine is what it was: from the dump, and the entries after it."""
+    """A PySyncObj consumer is restored from the dump and the entries after it, each applied once."""
     counter = ReplCounter()
     node = node_at(consumers=[counter])
     for _ in range(5):
@@ -199,7 +199,7 @@ def test_consumers_are_restored_once(node_at: MakeNode) -> None:
 
 
 def test_a_replicated_method_that_raises_is_passed_over(node_at: MakeNode) -> None:
-    """PySyncObj would try it again for ever; here its caller hears that there is no result, and all goes on."""
+    """A replicated method that raises is skipped: its caller gets an error, and the node continues."""
 
     class Raising(ReplCounter):  # type: ignore[misc]
         @pysyncobj.replicated
@@ -215,7 +215,7 @@ def test_a_replicated_method_that_raises_is_passed_over(node_at: MakeNode) -> No
 
 
 def test_a_journal_of_another_history_is_refused(node_at: MakeNode, tmp_path: Path) -> None:
-    """When state and journal disagree on an entry's term the node does not start."""
+    """If state and journal disagree on an entry's term, the node does not start."""
     node = node_at()
     node.put(b"a", b"b", sync=True, timeout=20)
     node.destroy_synchronous()
@@ -230,7 +230,7 @@ def test_a_journal_of_another_history_is_refused(node_at: MakeNode, tmp_path: Pa
 
 
 def test_an_unreadable_end_of_a_durable_journal_is_loud(node_at: MakeNode, tmp_path: Path) -> None:
-    """With durable=True a journal that ends before the state is damage, not a crash's doing."""
+    """With durable=True a journal that ends before the state is an error, because no crash leaves that."""
     node = node_at(durable=True)
     node.put(b"a", b"b", sync=True, timeout=20)
     node.destroy_synchronous()
@@ -242,7 +242,7 @@ def test_an_unreadable_end_of_a_durable_journal_is_loud(node_at: MakeNode, tmp_p
 
 
 def test_on_failure_is_called(node_at: MakeNode) -> None:
-    """The host hears of the end of a node, and why."""
+    """on_failure is called with the reason if a node ends by a failure."""
     heard: list[BaseException] = []
     node = node_at(on_failure=heard.append)
     node.put(b"a", b"b", sync=True, timeout=20)
@@ -254,18 +254,18 @@ def test_on_failure_is_called(node_at: MakeNode) -> None:
         node.put(b"a", b"b")
 
 
-# ---- what is refused -----------------------------------------------------------------------------------
+# ---- refusals ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["journalFile", "fullDumpFile"])
 def test_a_configuration_of_files_is_refused(node_at: MakeNode, name: str) -> None:
-    """Journal and dumps are the node's own."""
+    """PySyncObj's settings of journal and dump files are refused, because the node has its own files."""
     with pytest.raises(ValueError, match=name):
         node_at(conf=SyncObjConf(**{name: "somewhere"}))
 
 
 def test_another_pysyncobj_is_refused(node_at: MakeNode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where a name is missing or has another signature, construction says so, and which releases work."""
+    """A PySyncObj release that lacks a name, or has another signature, is refused with the releases that work."""
     monkeypatch.setattr(pysyncobj.syncobj.SyncObj, "_SyncObj__applyLogEntries", lambda self, more: None)
     monkeypatch.delattr(pysyncobj.syncobj.SyncObj, "_SyncObj__tryLogCompaction")
     with pytest.raises(UnsupportedVersionError, match=r"tryLogCompaction.*0\.3\.16, 0\.3\.17") as caught:
@@ -275,14 +275,14 @@ def test_another_pysyncobj_is_refused(node_at: MakeNode, monkeypatch: pytest.Mon
 
 
 def test_this_pysyncobj_works() -> None:
-    """All names are there."""
+    """The installed PySyncObj has all names that the node needs."""
     assert compatibility.missing() == []
 
 
 def test_a_node_of_another_wire_version_is_refused(
     node_at: MakeNode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Two nodes of different versions do not form a cluster, and say why."""
+    """A node refuses one of another wire version, and shows that version in `refused`."""
     ports = free_ports(2)
     addresses = [f"127.0.0.1:{port}" for port in ports]
     nodes = []
@@ -309,7 +309,7 @@ def test_a_node_of_another_wire_version_is_refused(
 
 @pytest.mark.parametrize("size", [10, 5000, 50_000, 500_000])
 def test_messages_are_compressed_where_it_is_worth_it(size: int) -> None:
-    """Any reader of PySyncObj's reads them; what would hardly shrink does not grow either."""
+    """Messages can be read by PySyncObj; compressible ones shrink, and others hardly grow."""
     for content, largest in ((random.randbytes(size), size + 200), (bytes(size), max(200, size // 20))):
         message = {"type": "append_entries", "entries": [(content, 1, 1)]}
         encoded = transport.encode(message)
@@ -321,7 +321,7 @@ def test_messages_are_compressed_where_it_is_worth_it(size: int) -> None:
 
 
 def test_fast_journal_is_a_journal_of_pysyncobj(tmp_path: Path) -> None:
-    """It does what PySyncObj's own journal in memory does."""
+    """FastJournal does what PySyncObj's own journal in memory does."""
     fast, memory = FastJournal(tmp_path), pysyncobj.journal.MemoryJournal()
     assert isinstance(fast, pysyncobj.journal.Journal)
     for journal in (fast, memory):
@@ -345,7 +345,7 @@ def test_fast_journal_is_a_journal_of_pysyncobj(tmp_path: Path) -> None:
 
 
 def test_the_tick_thread_ends(node_at: MakeNode) -> None:
-    """destroy_synchronous leaves no thread behind."""
+    """The tick thread has ended when destroy_synchronous returns."""
     before = threading.active_count()
     node = node_at()
     node.put(b"a", b"b", sync=True, timeout=20)

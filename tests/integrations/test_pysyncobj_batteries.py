@@ -1,4 +1,4 @@
-"""The batteries on fastsm: PySyncObj's own are the model, under random operations, restarts, dumps and installs."""
+"""The batteries on fastsm, compared with PySyncObj's own: random operations, restarts, dumps and installs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DENIED = "cannot be done"
 
 
 class Cluster:
-    """Nodes that the test ticks in turns; the first one leads. Each has batteries of its own."""
+    """Nodes that the test ticks in turns, each with batteries of its own; the first one leads."""
 
     def __init__(self, root: Path, make: Callable[[], list[Any]], size: int = 1) -> None:
         self.root, self.make = root, make
@@ -83,7 +83,7 @@ class Cluster:
             self.until(lambda node=node, made=made: node.dumps > made or not node._SyncObj__forceLogCompaction)
 
     def call(self, method: Callable[..., Any], *arguments: Any) -> Any:
-        """What the callback of a call is given; DENIED where it cannot be done."""
+        """Make a call; return the result that its callback is given, or DENIED if it cannot be done."""
         told: list[Any] = []
         method(*arguments, callback=lambda *answer: told.append(answer))
         self.until(lambda: told)
@@ -108,14 +108,14 @@ def cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
 
 
 def by_model(method: Callable[..., Any], *arguments: Any) -> Any:
-    """The same call of PySyncObj's own class, at once."""
+    """Call a method of PySyncObj's own class directly; return its result, or DENIED if it raises."""
     try:
         return method(*arguments, _doApply=True)
     except (KeyError, TypeError):
         return DENIED
 
 
-# ---- what is called ------------------------------------------------------------------------------------------
+# ---- random calls --------------------------------------------------------------------------------------------
 
 KEYS_USED = ["", "a", "ä", b"", b"a", b"\0\xff", 0, -1, 2**70, None, ("a", 1), ("a", (b"b", None)), True]
 VALUES_USED = ["", "text", b"bytes", 0, 1.5, None, [1, {"a": (2,)}], True]
@@ -149,13 +149,13 @@ def of_queue(chance: random.Random) -> tuple[str, tuple[Any, ...]]:
 
 
 def of_priority_queue(chance: random.Random) -> tuple[str, tuple[Any, ...]]:
-    if chance.random() < 0.6:  # equal ones that can be told apart, so that the order among them shows
+    if chance.random() < 0.6:  # equal but distinguishable items, so that their order shows
         return "put", (chance.choice([1, 1.0, True, 2, 0, -3, 2.5]),)
     return "get", chance.choice([(), ("nothing",)])
 
 
 def content(battery: Any) -> Any:
-    """All that can be read of a battery, of either kind."""
+    """Return everything that can be read from a battery of fastsm or of PySyncObj."""
     if hasattr(battery, "rawData"):
         raw = battery.rawData()
         found: Any = dict(raw) if isinstance(raw, dict) else set(raw)
@@ -188,7 +188,7 @@ KINDS = [
 def test_a_battery_is_what_it_is_in_stock(
     cluster: Callable[..., Cluster], ours: type[Any], theirs: type[Any], calls: Calls, arguments: tuple[Any, ...]
 ) -> None:
-    """Answers and content, after each call of a random sequence, with restarts and dumps in between."""
+    """A battery has the answers and content of PySyncObj's after each random call, with restarts and dumps."""
     nodes = cluster(lambda: [ours(*arguments)])
     model = theirs(*arguments)
     chance = random.Random(f"{ours.__name__} {arguments}")
@@ -207,7 +207,7 @@ def test_a_battery_is_what_it_is_in_stock(
 
 
 def test_replicas_have_the_same_batteries(cluster: Callable[..., Cluster]) -> None:
-    """Calls at every node, a node that comes back by its leader's snapshot: equal content and equal state."""
+    """All nodes have equal content and state, after calls at every node and a catch-up by a snapshot."""
 
     def make() -> list[Any]:
         return [FastDict(), FastDict("other", keys=str, values=bytes), FastSet(), FastCounter(), FastQueue(),
@@ -245,7 +245,7 @@ def test_replicas_have_the_same_batteries(cluster: Callable[..., Cluster]) -> No
 
 
 def test_an_operation_is_not_done_twice(cluster: Callable[..., Cluster]) -> None:
-    """An entry that the state machine has already is passed over, as when a journal has lost its end."""
+    """An entry that the state machine has already is skipped, as after a journal lost its end."""
     nodes = cluster(lambda: [FastCounter(), FastQueue()])
     counter, queue = nodes.batteries[0]
     assert [nodes.call(counter.inc), nodes.call(queue.put, "a"), nodes.call(queue.put, "b")] == [1, True, True]
@@ -257,11 +257,11 @@ def test_an_operation_is_not_done_twice(cluster: Callable[..., Cluster]) -> None
     assert (counter.get(), queue.qsize(), nodes.call(queue.get)) == (1, 1, "b")
 
 
-# ---- where it cannot be done -----------------------------------------------------------------------------
+# ---- operations that cannot be done ----------------------------------------------------------------------
 
 
-def test_what_cannot_be_done_changes_nothing(cluster: Callable[..., Cluster]) -> None:
-    """No node stops, the callback hears of it, and the queue is as it was."""
+def test_an_operation_that_cannot_be_done_changes_nothing(cluster: Callable[..., Cluster]) -> None:
+    """An operation that cannot be done is reported to its callback, stops no node, and changes nothing."""
     nodes = cluster(lambda: [FastSet(), FastPriorityQueue(), FastCounter()])
     items, queue, counter = nodes.batteries[0]
     assert nodes.call(items.remove, "a") == DENIED
@@ -278,7 +278,7 @@ def test_what_cannot_be_done_changes_nothing(cluster: Callable[..., Cluster]) ->
 
 
 def test_wrong_types_are_refused_at_the_call(cluster: Callable[..., Cluster]) -> None:
-    """A TypeError that names what was expected, before anything is in the log."""
+    """A wrong type is a ``TypeError`` that names the expected one, before anything is in the log."""
     nodes = cluster(lambda: [FastDict(), FastDict("texts", keys=str, values=str), FastSet(items=bytes), FastCounter()])
     values, texts, items, counter = nodes.batteries[0]
     before = nodes.nodes[0].journal.last_index
@@ -301,7 +301,7 @@ def test_wrong_types_are_refused_at_the_call(cluster: Callable[..., Cluster]) ->
 
 
 def test_two_batteries_of_one_name_are_refused(tmp_path: Path) -> None:
-    """They would share their keys; nothing is opened."""
+    """Two batteries of one name, which would share their keys, are refused before anything is opened."""
     address = f"127.0.0.1:{free_ports(1)[0]}"
     with pytest.raises(ValueError, match="'dict'"):
         ReplicatedStateMachine(address, [], tmp_path / "node", consumers=[FastDict(), FastDict()])
@@ -312,7 +312,7 @@ def test_two_batteries_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_battery_alone_or_on_a_stock_node_says_so() -> None:
-    """Not an AttributeError of None."""
+    """Using a battery without a node, or on a stock node, raises an error that says what is missing."""
     alone = FastDict()
     with pytest.raises(fastsm.NotRunningError, match="consumers"):
         alone.set("a", 1)
@@ -326,7 +326,7 @@ def test_a_battery_alone_or_on_a_stock_node_says_so() -> None:
 
 
 def test_a_node_without_the_queue_of_an_entry_stops(cluster: Callable[..., Cluster], tmp_path: Path) -> None:
-    """It cannot compare the items: it says which queue, and does not go on without it."""
+    """A node without the priority queue of an entry, which it cannot order, stops with the queue's name."""
     nodes = cluster(lambda: [FastPriorityQueue(name="jobs")], 2)
     nodes.stop(1)
     nodes.make = lambda: []
@@ -339,7 +339,7 @@ def test_a_node_without_the_queue_of_an_entry_stops(cluster: Callable[..., Clust
 
 
 class OneWay:
-    """A codec that cannot read what it writes, unless it may."""
+    """A codec that can read only while `may` is true."""
 
     may = True
 
@@ -353,7 +353,7 @@ class OneWay:
 
 
 def test_an_item_that_only_one_node_cannot_read_stops_that_node(cluster: Callable[..., Cluster]) -> None:
-    """It does not take it for one that cannot be compared: the nodes would differ. One that nobody reads is not put."""
+    """A node stops at an item that only it cannot read; put refuses an item that cannot be read back."""
     codecs = [OneWay(), OneWay()]
     given = iter(codecs)
     nodes = cluster(lambda: [FastPriorityQueue(items=next(given))], 2)
@@ -377,7 +377,7 @@ MALFORMED = [
 
 @pytest.mark.parametrize(("name", "payload"), MALFORMED, ids=range(len(MALFORMED)))
 def test_a_malformed_operation_changes_nothing(cluster: Callable[..., Cluster], name: str, payload: bytes) -> None:
-    """No matter who made it: every node passes over it, and the next one works."""
+    """A malformed operation is skipped by every node, and the next one works."""
     nodes = cluster(lambda: [FastCounter()], 2)
     told: list[Any] = []
     nodes.nodes[0].call(f"fastsm.{name}", payload, callback=lambda *answer: told.append(answer))
@@ -392,7 +392,7 @@ def test_a_malformed_operation_changes_nothing(cluster: Callable[..., Cluster], 
 
 
 def test_batteries_come_and_go_in_any_order(cluster: Callable[..., Cluster]) -> None:
-    """Unlike consumers with state of their own: content goes by the name."""
+    """Batteries can be added, removed and reordered, because their content is kept by name."""
     nodes = cluster(lambda: [FastDict(), FastCounter(), stock.ReplCounter()])
     nodes.call(nodes.batteries[0][0].set, "a", 1)
     nodes.call(nodes.batteries[0][1].add, 5)
@@ -414,7 +414,7 @@ def test_batteries_come_and_go_in_any_order(cluster: Callable[..., Cluster]) -> 
 
 
 def test_codecs_give_back_what_they_were_given() -> None:
-    """And equal keys have equal bytes, different ones different bytes."""
+    """Codecs decode what they encoded; equal keys have equal bytes, and different keys different bytes."""
     encoded: dict[bytes, Any] = {}
     for key in KEYS_USED:
         data = KEYS.encode(key)
@@ -432,7 +432,7 @@ def test_codecs_give_back_what_they_were_given() -> None:
 
 
 class Hexadecimal:
-    """A codec of a user's."""
+    """A user's codec."""
 
     def encode(self, value: int) -> bytes:
         return b"%x" % value
@@ -442,13 +442,13 @@ class Hexadecimal:
 
 
 def test_a_codec_of_the_users_own(cluster: Callable[..., Cluster]) -> None:
-    """For keys, values and items; its bytes are what is kept."""
+    """A user's codec is used for keys, values and items, and its bytes are stored."""
     own = Hexadecimal()
     nodes = cluster(lambda: [FastDict(keys=own, values=own), FastSet(items=own), FastPriorityQueue(items=own)])
     values, items, queue = nodes.batteries[0]
     nodes.call(values.set, 255, 16)
     nodes.call(items.add, 10)
-    assert [nodes.call(queue.put, number) for number in (16, 9)] == [True, True]  # "10" is before "9"
+    assert [nodes.call(queue.put, number) for number in (16, 9)] == [True, True]  # by bytes, "10" would be first
     assert (values.rawData(), items.rawData(), nodes.call(queue.get)) == ({255: 16}, {10}, 9)
     assert nodes.nodes[0].get(b"dict\x00ff") == b"10"
 

@@ -1,4 +1,4 @@
-"""A PySyncObj cluster on fastsm, in real processes: what happens to it, and that nothing acknowledged is lost."""
+"""A PySyncObj cluster on fastsm, in real processes with real faults: nothing acknowledged is lost."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SMALL = {"journal_bytes": 1 << 20, "ratio": 0.0, "least_seconds": 0.5, "trailing
 
 
 def shorter_than(cluster: Cluster, number: int, first: int) -> None:
-    """Waits until a node's journal begins after an entry."""
+    """Wait until a node's journal begins after an entry."""
     wait_for(lambda: cluster.call(number, "status")["first_index"] > first or None, "a shorter journal")
 
 
 def test_every_node_writes_reads_and_swaps(tmp_path: Path) -> None:
-    """What is written through one node is read through any other; a compare-and-swap is decided once."""
+    """A write through one node is read through any other; a compare-and-swap has one outcome."""
     with running(tmp_path) as cluster:
         for number in range(3):
             key = f"key-{number}"
@@ -43,7 +43,7 @@ def test_every_node_writes_reads_and_swaps(tmp_path: Path) -> None:
 
 
 def test_a_follower_comes_back_by_a_snapshot(tmp_path: Path) -> None:
-    """A follower that was away for longer than the journal goes back is brought up by a snapshot, and follows on."""
+    """A follower that was away for longer than the journal goes back catches up by a snapshot, then follows."""
     with running(tmp_path, policy=SMALL) as cluster:
         leader = cluster.leader()
         follower = (leader + 1) % 3
@@ -66,7 +66,7 @@ def test_a_follower_comes_back_by_a_snapshot(tmp_path: Path) -> None:
 
 
 def test_a_leader_is_killed_under_load(tmp_path: Path) -> None:
-    """When the leader dies while others write, the rest goes on, and it comes back with what it missed."""
+    """If the leader is killed under load, the others continue, and it catches up when it is back."""
     with running(tmp_path) as cluster:
         for attempt in range(3):
             leader = cluster.leader()
@@ -85,7 +85,7 @@ def test_a_leader_is_killed_under_load(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("durable", [False, True])
 def test_all_are_killed_at_once(tmp_path: Path, durable: bool) -> None:
-    """Behind kill -9 of all nodes at once, under load, again and again, every acknowledged write is there."""
+    """After repeated kills of all nodes at the same time, under load, every acknowledged write is there."""
     dice = random.Random(11)
     with running(tmp_path, durable=durable, policy=SMALL) as cluster:
         for attempt in range(4):
@@ -99,7 +99,7 @@ def test_all_are_killed_at_once(tmp_path: Path, durable: bool) -> None:
         assert acknowledged > 200
 
 
-# Where a process may end between two steps that belong together.
+# Places where a process may end between two steps that belong together.
 FOLLOWER_WINDOWS = [
     "SnapshotReceiver.finish:before", "SnapshotReceiver.finish:after", "FastStateMachine.install_snapshot:before",
     "FastStateMachine.install_snapshot:after", "FastJournal.rebase:before", "FastJournal.rebase:after",
@@ -113,7 +113,7 @@ DUMP_WINDOWS = [
 
 
 def test_a_crash_in_each_window_of_a_dump(tmp_path: Path) -> None:
-    """A node that ends at any step between a dump and the shortened journal comes back with everything."""
+    """A node that is killed at any step between a dump and the shortened journal restarts with everything."""
     with running(tmp_path, policy=SMALL) as cluster:
         cluster.call(0, "fill", prefix="base", count=10_000, size=200, batch=50)
         for round_number, window in enumerate(DUMP_WINDOWS):
@@ -136,7 +136,7 @@ def test_a_crash_in_each_window_of_a_dump(tmp_path: Path) -> None:
 
 
 def test_a_crash_in_each_window_of_an_install(tmp_path: Path) -> None:
-    """A follower that ends at any step between a snapshot's arrival and the new journal comes back with everything."""
+    """A follower killed at any step between a snapshot's arrival and the new journal restarts with everything."""
     with running(tmp_path, policy=SMALL) as cluster:
         follower = (cluster.leader() + 1) % 3
         for round_number, window in enumerate(FOLLOWER_WINDOWS):
@@ -155,7 +155,7 @@ def test_a_crash_in_each_window_of_an_install(tmp_path: Path) -> None:
 
 
 def test_a_slow_follower_catches_up_under_load(tmp_path: Path) -> None:
-    """A follower that was away catches up while writes and dumps go on: no dump keeps it from its snapshot."""
+    """A follower that was away catches up by a snapshot while writes and dumps continue."""
     with running(tmp_path, policy=SMALL) as cluster:
         leader = cluster.leader()
         follower = (leader + 1) % 3
@@ -180,7 +180,7 @@ def test_a_slow_follower_catches_up_under_load(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["list", "queue"])
 def test_with_consumers(tmp_path: Path, kind: str) -> None:
-    """A ReplList of PySyncObj's, a FastQueue of fastsm's: through dumps, kills and installs, each entry once."""
+    """A ReplList and a FastQueue have each acknowledged entry once, through dumps, kills and installs."""
     with running(tmp_path, policy=SMALL, listed=kind) as cluster:
         leader = cluster.leader()
         follower = (leader + 1) % 3
@@ -207,8 +207,8 @@ def test_with_consumers(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("durable", [False, True])
-def test_who_retries_is_served_once(tmp_path: Path, durable: bool) -> None:
-    """Leaders die under clients that submit again what they do not know of: in their sessions each counts once."""
+def test_retried_commands_are_applied_once(tmp_path: Path, durable: bool) -> None:
+    """Clients that resubmit commands in sessions while leaders are killed have each command applied once."""
     with running(tmp_path, durable=durable, policy=SMALL) as cluster:
         depositors = Depositors(cluster, random.Random(7))
         kill_leaders(cluster, random.Random(8), depositors, kills=5)
@@ -219,7 +219,7 @@ def test_who_retries_is_served_once(tmp_path: Path, durable: bool) -> None:
 
 
 def test_a_damaged_snapshot_is_loud(tmp_path: Path) -> None:
-    """A node whose snapshot is damaged does not start; without its directory it comes back by its leader's."""
+    """A node with a damaged snapshot does not start; without its directory it catches up by its leader's snapshot."""
     with running(tmp_path, policy=SMALL) as cluster:
         cluster.call(0, "fill", prefix="base", count=5000, size=200, batch=20)
         for number in cluster.processes:
@@ -245,7 +245,7 @@ def test_a_damaged_snapshot_is_loud(tmp_path: Path) -> None:
     "failing", ["journal.allocate:ENOSPC", "state.allocate:ENOSPC", "journal.sync:EIO"], ids=str
 )
 def test_a_disk_that_fails_stops_one_node(tmp_path: Path, failing: str) -> None:
-    """A node whose disk is full or broken stops loudly; the others go on; started again it recovers."""
+    """A node whose disk is full or broken stops with a failure, the others continue, and a restart recovers it."""
     durable = "sync" in failing
     with running(tmp_path, durable=durable) as cluster:
         leader = cluster.leader()
@@ -259,7 +259,7 @@ def test_a_disk_that_fails_stops_one_node(tmp_path: Path, failing: str) -> None:
             wait_for(lambda victim=victim: cluster.call(victim, "status")["failure"], "a node that stops")
             with pytest.raises(NodeError, match="NotRunningError"):
                 cluster.call(victim, "put", key="a", value="b")
-            time.sleep(0.7)  # the others go on
+            time.sleep(0.7)  # the others continue
             cluster.call(other, "unload")
             cluster.kill(victim)
             cluster.start(victim)
@@ -267,8 +267,8 @@ def test_a_disk_that_fails_stops_one_node(tmp_path: Path, failing: str) -> None:
         assert cluster.check() > 10
 
 
-def test_what_is_not_a_command_of_this_release(tmp_path: Path) -> None:
-    """A malformed command has the result False on all nodes; one of an unknown version stops a node that meets it."""
+def test_malformed_and_unknown_commands(tmp_path: Path) -> None:
+    """A malformed command has the result False on all nodes; one of an unknown version stops nodes that apply it."""
     with running(tmp_path) as cluster:
         assert cluster.call(1, "submit_raw", command="0001ffff") == [False, 0]
         assert cluster.call(2, "put", key="after", value="x") is True
@@ -279,12 +279,12 @@ def test_what_is_not_a_command_of_this_release(tmp_path: Path) -> None:
             failures = [cluster.call(number, "status")["failure"] for number in cluster.processes]
             return [failure for failure in failures if failure] if sum(map(bool, failures)) >= 2 else None
 
-        # The third one may never hear that the entry is committed.
+        # The third node may never learn that the entry is committed.
         assert all("UnknownCommandError" in failure for failure in wait_for(stopped, "nodes that stop"))
 
 
 def test_a_stock_node_is_refused(tmp_path: Path) -> None:
-    """A node without fastsm, or of another wire version, is refused before its first command; the others go on."""
+    """A node without fastsm is refused before its first command; the others continue, and one with fastsm joins."""
     from pysyncobj import SyncObj, SyncObjConf  # noqa: PLC0415
 
     with Cluster(tmp_path) as cluster:
@@ -305,7 +305,7 @@ def test_a_stock_node_is_refused(tmp_path: Path) -> None:
 
 
 def test_never_two_holders_on_real_nodes(tmp_path: Path) -> None:
-    """By the order of the log the lock is granted when nobody has it, tokens rise, and only its holder writes."""
+    """By the order of the log the lock is only granted when it is free, tokens rise, and only its holder writes."""
     with running(tmp_path, of=ClusterWithClocksApart) as cluster:
         service = LockService(cluster, random.Random(17))
         service.start()
@@ -324,6 +324,6 @@ def test_never_two_holders_on_real_nodes(tmp_path: Path) -> None:
      ([Change(1, 1, KEY, b"a"), Change(2, 1, KEY, None), Change(3, 1, KEY, b"b"), Change(4, 1, DATA, b"1")],
       "who lost the lock")])
 def test_the_judge_finds_what_is_wrong(changes: list[Change], found: str) -> None:
-    """Two holders, and writes of one who has it no more, or never had it."""
+    """The judge finds two holders, and writes of a client that lost the lock or never had it."""
     with pytest.raises(AssertionError, match=found):
         Judge().take(changes, 9)

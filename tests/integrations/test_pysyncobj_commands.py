@@ -1,4 +1,4 @@
-"""Commands that answer, through a PySyncObj node: shorthands, procedures, sessions, and what on_change tells."""
+"""Commands that answer, through a PySyncObj node: shorthands, procedures, sessions, and changes for on_change."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def node_at(tmp_path: Path) -> Iterator[MakeNode]:
 
 @fastsm.procedure
 def move(tx: Any, payload: bytes) -> int:
-    """Moves a value from one key to another."""
+    """Move a value from one key to another."""
     source, target = payload.split(b">")
     value = tx.get(source)
     if value is None:
@@ -48,7 +48,7 @@ def ready(node: Any) -> Any:
 
 
 def test_every_shorthand_gives_what_apply_answers(node_at: MakeNode) -> None:
-    """Each gives its callback what a machine answers to the command of the same name, in the same order."""
+    """Each shorthand's callback gets the answer that a machine in memory gives to the command of the same name."""
     node = ready(node_at(procedures=[move], clock=None))
     model = fastsm.MemoryStateMachine(procedures=[move])
     steps: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
@@ -76,7 +76,7 @@ def test_every_shorthand_gives_what_apply_answers(node_at: MakeNode) -> None:
 
 
 def test_a_caller_that_waits_is_given_the_answer(node_at: MakeNode) -> None:
-    """With sync=True the call returns the Answer itself, also one that is not ok."""
+    """With sync=True the call returns the Answer itself, even one that is not ok."""
     node = node_at(conf={"autoTick": True}, procedures=[move])
     assert node.add(b"n", 2, sync=True, timeout=20) == Answer(True, 2)
     assert node.call("move", b"x>y", sync=True, timeout=20) == Answer(False, b"x", "abort")
@@ -107,7 +107,7 @@ def test_reads_are_those_of_the_state_machine(node_at: MakeNode) -> None:
 
 
 def test_a_subclass_may_use_every_name_for_something_else(node_at: MakeNode) -> None:
-    """No method of the node calls a shorthand, which a program around PySyncObj may have as its own method."""
+    """A subclass may have methods with the names of shorthands, because no method of the node calls those."""
     names = [name for name in vars(Shorthands) if not name.startswith("_")]
 
     def taken(*_: Any, **__: Any) -> None:
@@ -137,7 +137,7 @@ def test_a_subclass_may_use_every_name_for_something_else(node_at: MakeNode) -> 
 
 
 def test_an_unknown_procedure_is_refused_where_it_is_submitted(node_at: MakeNode) -> None:
-    """Of all nodes only one that has it may propose it: nothing is in the log."""
+    """A node refuses to submit a procedure that it does not have; nothing gets into the log."""
     node = ready(node_at(procedures=[move]))
     last = node.journal.last_index
     for call in (
@@ -150,9 +150,9 @@ def test_an_unknown_procedure_is_refused_where_it_is_submitted(node_at: MakeNode
 
 
 def test_a_node_without_the_procedure_of_an_entry_stops(node_at: MakeNode) -> None:
-    """It could not go on without becoming another replica; started with the procedure it goes on from there."""
+    """A node without the procedure of an entry stops; restarted with it, the node continues from there."""
     node = ready(node_at())
-    node._applyCommand(fastsm.call("move", b"a>b"), None, 0x46)  # as another node forwards it
+    node._applyCommand(fastsm.call("move", b"a>b"), None, 0x46)  # as if another node forwarded it
     ticks(node, lambda: node.failure)
     assert isinstance(node.failure, fastsm.UnknownCommandError)
     node.destroy()
@@ -162,7 +162,7 @@ def test_a_node_without_the_procedure_of_an_entry_stops(node_at: MakeNode) -> No
 
 @pytest.mark.parametrize("error", [MemoryError, OSError, RecursionError, SystemExit, KeyboardInterrupt])
 def test_trouble_of_one_replica_in_a_procedure_stops_that_node(node_at: MakeNode, error: type[BaseException]) -> None:
-    """In PySyncObj's own thread also what is no Exception: it would end that thread, and nobody would be told."""
+    """An error of one replica's environment, even a KeyboardInterrupt, stops the node; a restart applies the entry."""
     trouble = [True]
 
     @fastsm.procedure
@@ -183,7 +183,7 @@ def test_trouble_of_one_replica_in_a_procedure_stops_that_node(node_at: MakeNode
 
 
 def test_an_interrupt_passes_through_a_tick_of_the_users(node_at: MakeNode) -> None:
-    """Who ticks the node himself has the KeyboardInterrupt, and the next tick goes on."""
+    """A caller that ticks the node itself gets the KeyboardInterrupt, and the next tick continues."""
     interrupts = [KeyboardInterrupt(), SystemExit()]
 
     @fastsm.procedure
@@ -202,7 +202,7 @@ def test_an_interrupt_passes_through_a_tick_of_the_users(node_at: MakeNode) -> N
 
 
 def test_a_procedure_cannot_use_its_node(node_at: MakeNode, tmp_path: Path) -> None:
-    """A command of its own would be one for each replica, and a wait for it one without end."""
+    """A procedure that submits, waits or reads through its node gets a ``ProcedureError``, and nothing is submitted."""
     made: list[Any] = []
 
     @fastsm.procedure
@@ -226,7 +226,7 @@ def test_a_procedure_cannot_use_its_node(node_at: MakeNode, tmp_path: Path) -> N
 
 
 def test_procedures_of_the_users_and_of_the_batteries_go_together(node_at: MakeNode) -> None:
-    """Two of one name and version are an error before anything is opened, also where one is fastsm's own."""
+    """A user's procedures work next to fastsm's own; two of one name and version are refused at the start."""
 
     @fastsm.procedure(name="fastsm.queue_put")
     def clash(tx: Any, payload: bytes) -> None:
@@ -243,7 +243,7 @@ def test_procedures_of_the_users_and_of_the_batteries_go_together(node_at: MakeN
 
 
 class Now:
-    """A host's clock that the test moves; in milliseconds."""
+    """A host's clock in milliseconds, which the test moves."""
 
     def __init__(self, at: int) -> None:
         self.at = at
@@ -255,8 +255,8 @@ class Now:
         return fastsm.Clock(machine, interval_ms=1, idle_ms=10**9, now=self)
 
 
-def test_who_leads_ends_what_is_due(node_at: MakeNode) -> None:
-    """By the clock it was given; nothing is proposed while nothing has a deadline, nor before one is due."""
+def test_the_leader_removes_what_is_due(node_at: MakeNode) -> None:
+    """The leader removes due keys by the given clock, and proposes nothing without deadlines or before one is due."""
     now, seen = Now(1000), []
     node = ready(node_at(clock=now.clock_of, on_change=seen.extend))
     answer(node, node.put, b"a", b"forever")
@@ -286,7 +286,7 @@ def test_who_leads_ends_what_is_due(node_at: MakeNode) -> None:
 
 
 def test_a_leader_with_a_clock_that_is_late_does_no_harm(node_at: MakeNode) -> None:
-    """What is due by its own clock ends later; the state's clock never goes back."""
+    """A leader whose clock is late removes keys that are due by the state's clock, which never goes back."""
     now = Now(5000)
     node = ready(node_at(clock=now.clock_of))
     answer(node, node.tick, 9000)
@@ -296,7 +296,7 @@ def test_a_leader_with_a_clock_that_is_late_does_no_harm(node_at: MakeNode) -> N
 
 
 def test_a_leap_is_not_proposed(node_at: MakeNode, caplog: pytest.LogCaptureFixture) -> None:
-    """A host whose clock is years ahead would end everything: it says so once, and the node works on."""
+    """A host whose clock is years ahead proposes no tick; it logs that once, and the node continues."""
     now = Now(10**12)
     node = ready(node_at(clock=now.clock_of))
     answer(node, node.put, b"lease", b"", )
@@ -312,7 +312,7 @@ def test_a_leap_is_not_proposed(node_at: MakeNode, caplog: pytest.LogCaptureFixt
 
 
 def test_changes_of_commands_that_answer(node_at: MakeNode) -> None:
-    """on_change tells what an add came to, which keys a range had, and what a procedure or a branch wrote."""
+    """on_change gets the sum of an add, the keys of a deleted range, and the writes of a procedure or a branch."""
     seen: list[Any] = []
     node = ready(node_at(on_change=seen.extend, procedures=[move]))
     calls: list[tuple[Callable[..., Any], tuple[Any, ...], list[tuple[bytes, bytes | None]]]] = [
@@ -339,13 +339,13 @@ def test_changes_of_commands_that_answer(node_at: MakeNode) -> None:
 
 @pytest.mark.parametrize("retained", [0, 10_000])
 def test_changes_next_to_compactions(node_at: MakeNode, retained: int) -> None:
-    """While the log is compacted all the time no change is missed, unless nothing is retained: then None says so."""
+    """While the log is compacted all the time, no change is missed; if nothing is retained, on_change gets None."""
     seen: list[Any] = []
     node = ready(node_at(on_change=seen.append, retain_entries=retained, auto_compact=False))
     machine = node.state_machine
 
     class Compacting:
-        """The machine, which is compacted right before and after each chunk."""
+        """The machine, compacted right before and after each chunk."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(machine, name)
@@ -368,7 +368,7 @@ def test_changes_next_to_compactions(node_at: MakeNode, retained: int) -> None:
 
 @pytest.mark.parametrize("retained", [0, 10_000])
 def test_changes_that_were_compacted_away(tmp_path: Path, retained: int) -> None:
-    """Where two compactions came between they are found in the newest log, or it is said (None) that they are gone."""
+    """Changes before two compactions are found in the newest log; the result is None if they are gone."""
     with fastsm.FastStateMachine(tmp_path, retain_entries=retained, auto_compact=False) as machine:
         place = Place(machine)
         entries = [(index, 1, fastsm.put(b"key", b"%d" % index)) for index in (1, 2, 3)]
@@ -383,7 +383,7 @@ def test_changes_that_were_compacted_away(tmp_path: Path, retained: int) -> None
 
 
 def test_the_end_of_a_node_that_leads_is_no_failure(node_at: MakeNode) -> None:
-    """However the end falls between its ticks, among which it proposes some of the clock's own."""
+    """Destroying a leader at any moment between the ticks that it proposes is not a failure."""
     for number in range(5):
         failures: list[BaseException] = []
         now = Now(10**6)
@@ -399,7 +399,7 @@ def test_the_end_of_a_node_that_leads_is_no_failure(node_at: MakeNode) -> None:
 
 
 def test_an_error_in_the_clock_of_the_users_stops_nothing(node_at: MakeNode, caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged once, and nothing expires."""
+    """An error in a user's clock is logged once, and nothing expires."""
 
     def broken() -> int:
         raise ValueError("the user's own")
@@ -414,7 +414,7 @@ def test_an_error_in_the_clock_of_the_users_stops_nothing(node_at: MakeNode, cap
 
 
 def test_a_callback_ends_its_node_among_entries_of_a_consumer(node_at: MakeNode) -> None:
-    """That is no failure; started again the node has applied each entry once, those after the end too."""
+    """A callback may destroy its node without a failure; after a restart each entry was applied once."""
     counter, failures = ReplCounter(), []
     node = ready(node_at(consumers=[counter], on_failure=failures.append))
 
@@ -436,7 +436,7 @@ def test_a_callback_ends_its_node_among_entries_of_a_consumer(node_at: MakeNode)
 
 
 def test_a_snapshot_keeps_sessions(node_at: MakeNode) -> None:
-    """After a dump and a restart a repetition is still one."""
+    """After a dump and a restart, a repeated command is still recognized."""
     node = ready(node_at(policy=DumpPolicy(trailing_entries=1)))
     session = answer(node, node.open_session)[0].value
     first = answer(node, node.once, session, 1, fastsm.add(b"n", 1))

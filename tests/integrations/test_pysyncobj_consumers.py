@@ -1,4 +1,4 @@
-"""State next to the state machine's in a PySyncObj node; its threads, connections and configuration."""
+"""Consumers and attributes of a PySyncObj node; its threads, connections and configuration."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from support.one_node import Answers, MakeNode, answer, nodes_at, threading_call
 
 @pytest.fixture
 def node_at(tmp_path: Path) -> Iterator[MakeNode]:
-    """Makes nodes of a cluster of one each, which the test ticks itself."""
+    """Provide a function that makes nodes of a cluster of one each, which the test ticks itself."""
     with nodes_at(tmp_path) as make:
         yield make
 
 
-# ---- state next to the state machine's ----------------------------------------------------------------------
+# ---- state outside of the state machine ---------------------------------------------------------------------
 
 
 def test_attributes_of_a_node_without_replicated_methods_are_its_own(node_at: MakeNode) -> None:
-    """They do not travel, whatever they are."""
+    """Attributes of a node without replicated methods are not in dumps, and may be anything."""
 
     class Node(ReplicatedStateMachine):
         def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -58,7 +58,7 @@ def test_attributes_of_a_node_without_replicated_methods_are_its_own(node_at: Ma
 
 
 def test_replicated_attributes_that_cannot_travel_stop_the_node_at_its_start(node_at: MakeNode) -> None:
-    """A class with replicated methods that sets a lock after PySyncObj's constructor could never dump: it says so."""
+    """A class with replicated methods and an attribute that cannot be dumped fails at the start, with its name."""
 
     class Node(ReplicatedStateMachine):
         def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -77,7 +77,7 @@ def test_replicated_attributes_that_cannot_travel_stop_the_node_at_its_start(nod
 
 
 def test_a_consumer_may_be_added_and_not_dropped(node_at: MakeNode) -> None:
-    """One at the end begins empty; one that is gone, or another one in its place, is refused before anything starts."""
+    """A consumer may be added at the end, and begins empty; a missing or different one is refused at the start."""
     counter = ReplCounter()
     node = node_at(consumers=[counter])
     ticks(node, node.isReady)
@@ -97,7 +97,7 @@ def test_a_consumer_may_be_added_and_not_dropped(node_at: MakeNode) -> None:
 
 
 def test_a_method_added_in_the_middle_is_refused(node_at: MakeNode) -> None:
-    """Entries name methods by numbers: a release in which they mean others does not start."""
+    """A release that changes the numbers by which entries name methods is refused; a method at the end is fine."""
 
     def node_class(*names: str) -> type[ReplicatedStateMachine]:
         class Node(ReplicatedStateMachine):
@@ -118,7 +118,7 @@ def test_a_method_added_in_the_middle_is_refused(node_at: MakeNode) -> None:
 
 
 def test_a_lock_manager_is_a_consumer(node_at: MakeNode) -> None:
-    """A consumer that is given by an object that has it."""
+    """An object that has a consumer, like ReplLockManager, can be passed as a consumer."""
     locks = ReplLockManager(autoUnlockTime=10, selfID="one")
     try:
         node = node_at(consumers=[locks])
@@ -137,7 +137,7 @@ def test_a_lock_manager_is_a_consumer(node_at: MakeNode) -> None:
 
 
 def test_a_dump_waits_for_a_thread(node_at: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system has no thread for it, a dump is put off, not given up, and the node goes on."""
+    """If no thread can be started, a dump is deferred, and the node continues."""
     node = node_at()
     ticks(node, node.isReady)
     answer(node, node.put, b"a", b"b")
@@ -156,7 +156,7 @@ def no_thread(self: threading.Thread) -> None:
 
 
 def test_the_end_of_the_thread_that_made_a_node_ends_the_node(node_at: MakeNode, tmp_path: Path) -> None:
-    """PySyncObj's ticks end with it: failure says so, who waits is told, and the directory is free."""
+    """If the thread that made a node ends, the node fails, pending calls are answered, and the directory is free."""
     made: list[Any] = []
     answers, failed = Answers(), threading.Event()
 
@@ -176,7 +176,7 @@ def test_the_end_of_the_thread_that_made_a_node_ends_the_node(node_at: MakeNode,
 
 
 def test_an_address_that_cannot_be_bound_ends_the_node(node_at: MakeNode, tmp_path: Path) -> None:
-    """Where PySyncObj gives up its ticks, failure is set and the directory is free."""
+    """If the address cannot be bound, failure is set and the directory is free."""
     other = node_at(name="other", conf={"autoTick": True, "raftMinTimeout": 0.4, "raftMaxTimeout": 1.4})
     other.waitBinded()
     node = node_at(conf={
@@ -191,7 +191,7 @@ def test_an_address_that_cannot_be_bound_ends_the_node(node_at: MakeNode, tmp_pa
 
 
 def test_a_node_that_is_dropped_after_destroy_is_ended_by_its_tick_thread(tmp_path: Path) -> None:
-    """PySyncObj's thread refers to the node weakly, and sleeps before its first tick: still the node is closed."""
+    """A node dropped right after destroy is still closed, although PySyncObj's thread only has a weak reference."""
     conf = SyncObjConf(autoTick=True, bindAddress=f"127.0.0.1:{free_ports(1)[0]}")
     node = ReplicatedStateMachine(conf.bindAddress, (), tmp_path / "node", conf=conf)
     thread, machine = node._SyncObj__thread, weakref.ref(node._fastsm_machine)
@@ -207,7 +207,7 @@ def test_a_node_that_is_dropped_after_destroy_is_ended_by_its_tick_thread(tmp_pa
 def test_read_only_nodes_without_fastsm_are_refused_once(
     node_at: MakeNode, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However often they connect there is one line in the log and one entry in `refused`, and no connection kept."""
+    """Read-only nodes without fastsm leave one log line, one entry in `refused` and no connection, however many try."""
     node = node_at(conf={"connectionTimeout": 0.04})
     transport = node._fastsm_transport
     for number in range(20):
@@ -229,11 +229,11 @@ class FakeConnection:
         self.on_end()
 
 
-# ---- what this node lacks ---------------------------------------------------------------------------------
+# ---- entries that this node cannot apply ------------------------------------------------------------------
 
 
 class Calls(SyncObjConsumer):  # type: ignore[misc]
-    """Methods that are called by their numbers."""
+    """A consumer whose methods are called by number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -250,20 +250,20 @@ class Calls(SyncObjConsumer):  # type: ignore[misc]
 
 
 class Passing:
-    """A value of a class that a release may lack."""
+    """A value of a class that a release may not have."""
 
 
 @pytest.mark.parametrize("lacks", ["method", "class", "module"])
 def test_an_entry_that_this_node_cannot_call_stops_it(
     node_at: MakeNode, monkeypatch: pytest.MonkeyPatch, lacks: str
 ) -> None:
-    """Another release, or another program: to pass over the entry here alone would make this node another replica."""
+    """A node stops at an entry whose method, class or module it lacks, because skipping it would diverge."""
     calls = Calls()
     node = node_at(consumers=[calls])
     ticks(node, node.isReady)
     assert answer(node, calls.take, 1) == (1, FAIL_REASON.SUCCESS)
     if lacks == "method":
-        node._applyCommand(pickle.dumps((77, (1,)), 2), None, 0)  # as a node of the next release calls it
+        node._applyCommand(pickle.dumps((77, (1,)), 2), None, 0)  # as a node of a later release would call it
     else:
         calls.take(Passing())
         monkeypatch.delattr(sys.modules[__name__], "Passing")
@@ -274,15 +274,15 @@ def test_an_entry_that_this_node_cannot_call_stops_it(
     assert isinstance(node.failure, expected), node.failure
     assert calls.taken == [1]
     node.destroy()
-    if lacks != "method":  # with the class it goes on
+    if lacks != "method":  # with the class the node continues
         monkeypatch.undo()
         calls = Calls()
         node = node_at(consumers=[calls])
         ticks(node, lambda: len(calls.taken) == 2 and node.isReady())
 
 
-def test_what_no_node_can_read_is_passed_over(node_at: MakeNode) -> None:
-    """Bytes that are no pickle, an object that cannot be made again, a method that raises: on every replica alike."""
+def test_entries_that_no_node_can_read_are_skipped(node_at: MakeNode) -> None:
+    """Invalid pickles, objects that cannot be unpickled and methods that raise are skipped on every replica."""
     calls = Calls()
     node = node_at(consumers=[calls])
     ticks(node, node.isReady)
@@ -302,7 +302,7 @@ class Unmakeable(Exception):
 
 
 def test_a_consumer_that_could_never_be_in_a_snapshot_is_refused(node_at: MakeNode, tmp_path: Path) -> None:
-    """It is named at the start, before anything is made. What is set before the base's constructor does not travel."""
+    """A consumer with an attribute that cannot be in a snapshot is refused at the start, before anything is made."""
 
     class Locked(SyncObjConsumer):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -1,6 +1,6 @@
-"""A core of what PySyncObj's own test suite says, written anew: every test runs on stock's class and on fastsm's.
+"""A rewritten core of PySyncObj's own test suite: every test runs on PySyncObj's class and on fastsm's.
 
-The suite itself (`tests/pysyncobj_suite.py`) runs nightly; it is not in PySyncObj's package.
+The original suite (`tests/pysyncobj_suite.py`) runs nightly; PySyncObj's package does not include it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fastsm.integrations.pysyncobj import DumpPolicy, FastSyncObj
 from support.cluster import free_ports
 from support.twin_nodes import close_pipe, ticked_until
 
-# Stock leaves it to the garbage collection to close its files.
+# Stock PySyncObj leaves closing its files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -69,7 +69,7 @@ class Nodes:
         self.running: dict[Any, Any] = {}
 
     def start(self, number: int | str, members: int = 2, *, consumers: Any = None, **settings: Any) -> Any:
-        """A member by its number; by any name a read-only node."""
+        """Start a member, by its number, or a read-only node, by any name."""
         is_member = isinstance(number, int)
         own = self.addresses[number] if isinstance(number, int) else None
         least = 0.3 + 0.8 * number if isinstance(number, int) else 5.0
@@ -114,7 +114,7 @@ class Nodes:
         return self.ready()
 
     def totals(self, total: int, without: tuple[int, ...] = ()) -> None:
-        """Ticks until all have this total."""
+        """Tick until all have this total."""
         nodes = [node for number, node in self.running.items() if number not in without]
         self.until(lambda: all(node.total == total for node in nodes), without)
 
@@ -125,7 +125,7 @@ class Nodes:
         return told[0]
 
     def admin(self, number: int, *arguments: str) -> str:
-        """What `syncobj_admin` prints when it is run against a node."""
+        """Return what `syncobj_admin` prints if it is run against a node."""
         said: list[str] = []
         command = ["-conn", self.addresses[number], *arguments]
         thread = threading.Thread(target=lambda: said.append(executeAdminCommand(command)))
@@ -145,7 +145,7 @@ def nodes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Nodes]:
 
 
 def test_one_node_alone_and_two_together(nodes: Nodes) -> None:
-    """Both lead and follow at once; what either adds, both have; a callback is given result and reason."""
+    """A node alone applies calls; of two, both apply the calls of either, and callbacks get result and reason."""
     alone = nodes.start(3, 0)
     nodes.ready()
     assert nodes.call(alone.add, 150) == (150, FAIL_REASON.SUCCESS)
@@ -159,7 +159,7 @@ def test_one_node_alone_and_two_together(nodes: Nodes) -> None:
 
 
 def test_quorum(nodes: Nodes) -> None:
-    """One of two has none, and has it when the other comes."""
+    """One node of two has no quorum until the other one is there."""
     first = nodes.start(0)
     for _ in range(100):
         first.doTick(0.001)
@@ -170,7 +170,7 @@ def test_quorum(nodes: Nodes) -> None:
 
 
 def test_a_leader_fails_and_comes_back(nodes: Nodes) -> None:
-    """The others choose another, and the old one catches up."""
+    """If a leader fails, the others elect another one, and the old leader catches up."""
     nodes.three()
     nodes.running[0].add(150)
     nodes.running[1].add(200)
@@ -183,14 +183,14 @@ def test_a_leader_fails_and_comes_back(nodes: Nodes) -> None:
 
 
 def test_a_leader_without_followers_gives_up(nodes: Nodes) -> None:
-    """After `leaderFallbackTimeout` it leads no more."""
+    """A leader without followers steps down after `leaderFallbackTimeout`."""
     first, _ = nodes.pair(leaderFallbackTimeout=0.3)
     assert first._isLeader()
     nodes.until(lambda: not first._isLeader(), without=(1,))
 
 
 def test_the_log_stays_short(nodes: Nodes) -> None:
-    """With `logCompactionMinEntries` and `logCompactionMinTime`; who was away catches up by a snapshot."""
+    """`logCompactionMinEntries` and `logCompactionMinTime` keep the log short; a late node gets a snapshot."""
     nodes.three(logCompactionMinEntries=100, logCompactionMinTime=0.1, appendEntriesUseBatch=True)
     short = lambda: all(node._getRaftLogSize() <= 100 for node in nodes.running.values())  # noqa: E731
     for number in range(250):
@@ -207,7 +207,7 @@ def test_the_log_stays_short(nodes: Nodes) -> None:
 
 @pytest.mark.parametrize("dumped", [True, False])
 def test_all_stop_and_come_back(nodes: Nodes, dumped: bool) -> None:
-    """From their dumps, or from their journals alone."""
+    """Nodes that all stopped are restored from their dumps, or from their journals alone."""
     for number in range(2):
         nodes.start(number, **nodes.files(number))
     first, second = nodes.ready()
@@ -228,7 +228,7 @@ def test_all_stop_and_come_back(nodes: Nodes, dumped: bool) -> None:
 
 
 def test_read_only_nodes(nodes: Nodes) -> None:
-    """They follow, may call, and do not count."""
+    """Read-only nodes follow and may call, but do not count for the quorum."""
     members = nodes.pair()
     reader = nodes.start("reader")
     members[0].add(150)
@@ -240,7 +240,7 @@ def test_read_only_nodes(nodes: Nodes) -> None:
 
 
 def test_members_come_and_go(nodes: Nodes) -> None:
-    """One is added, calls, and is removed again."""
+    """A member is added, calls, and is removed again."""
     first, second = nodes.pair(dynamicMembershipChange=True)
     assert nodes.call(first.addNodeToCluster, nodes.addresses[2])[1] == FAIL_REASON.SUCCESS
     third = nodes.start(2, 3, dynamicMembershipChange=True)
@@ -255,7 +255,7 @@ def test_members_come_and_go(nodes: Nodes) -> None:
 
 
 def test_versions_of_the_code(nodes: Nodes) -> None:
-    """The old method runs until the cluster is told of the new version; an unknown version is refused."""
+    """The old version of a method runs until the code version is raised; an unknown version is refused."""
     first, second = nodes.pair()
     nodes.call(first.say)
     nodes.until(lambda: (first.word, second.word) == ("version 0",) * 2)
@@ -268,7 +268,7 @@ def test_versions_of_the_code(nodes: Nodes) -> None:
 
 
 def test_consumers(nodes: Nodes) -> None:
-    """Structures of PySyncObj's next to a class with replicated methods of its own, through a dump."""
+    """PySyncObj's structures work together with a class that has replicated methods, through a dump."""
     kept = [[ReplCounter(), ReplDict(), ReplLockManager(30)] for _ in range(2)]
     for number in range(2):
         nodes.start(number, consumers=kept[number], **nodes.files(number))
@@ -295,7 +295,7 @@ def test_consumers(nodes: Nodes) -> None:
 
 
 def test_ticks_of_its_own(nodes: Nodes) -> None:
-    """With `autoTick`: methods that wait, `waitReady`, `waitBinded`, a callback for each tick."""
+    """With `autoTick`, waiting calls, `waitReady`, `waitBinded` and tick callbacks work."""
     ticks: list[int] = []
     own = [nodes.start(number, autoTick=True, autoTickPeriod=0.01) for number in range(2)]
     own[0].addOnTickCallback(lambda: ticks.append(1))
@@ -313,7 +313,7 @@ def test_ticks_of_its_own(nodes: Nodes) -> None:
 
 
 def test_admin(nodes: Nodes) -> None:
-    """Status, members, code version and leadership, by PySyncObj's own program."""
+    """PySyncObj's own admin program shows status, and changes members, code version and leadership."""
     first, second = nodes.pair(dynamicMembershipChange=True)
     for number, node in enumerate((first, second)):
         said = dict(line.split(": ", 1) for line in nodes.admin(number, "-status").splitlines())
@@ -326,7 +326,7 @@ def test_admin(nodes: Nodes) -> None:
     nodes.stop(2)
     assert nodes.admin(0, "-set_version", "1") == "SUCCESS SET_VERSION 1"
     nodes.until(lambda: [node.getCodeVersion() for node in (first, second)] == [1, 1])
-    assert "FAIL" in nodes.admin(1, "-transfer", nodes.addresses[1])  # it does not lead
+    assert "FAIL" in nodes.admin(1, "-transfer", nodes.addresses[1])  # this node does not lead
     assert "SUCCESS" in nodes.admin(0, "-transfer", nodes.addresses[1])
     nodes.until(lambda: second._isLeader() and first._getLeader() == second.selfNode)
     first.add(1)
@@ -334,7 +334,7 @@ def test_admin(nodes: Nodes) -> None:
 
 
 def test_admin_and_members_with_a_password(nodes: Nodes) -> None:
-    """All of a cluster's connections are encrypted; who has another password is left out."""
+    """With a password the cluster and the admin program work; a node with another password does not join."""
     pytest.importorskip("cryptography")
     nodes.pair(password="abc")
     nodes.running[1].add(2)
@@ -346,7 +346,7 @@ def test_admin_and_members_with_a_password(nodes: Nodes) -> None:
     assert (other.total, other.isReady()) == (0, False)
 
 
-# ---- what PySyncObj's configuration says of dumps --------------------------------------------------------
+# ---- PySyncObj's settings of dumps -----------------------------------------------------------------------
 
 
 def settings(**given: Any) -> Any:
@@ -357,7 +357,7 @@ def settings(**given: Any) -> Any:
 
 
 def test_settings_of_dumps_become_the_policy() -> None:
-    """Each setting of PySyncObj's has its counterpart, or is refused with a word."""
+    """Each of PySyncObj's settings of dumps becomes part of the policy; conflicting or invalid ones are refused."""
     assert settings() == settings(useFork=False, logCompactionSplit=True) == DumpPolicy()
     by_entries = settings(logCompactionMinEntries=1000)
     assert (by_entries.entries, by_entries.most_seconds, by_entries.trailing_entries) == (1000, 300, 500)

@@ -1,4 +1,4 @@
-"""What programs around PySyncObj use of it: its constructor, read-only nodes, own transports, changes."""
+"""Parts of PySyncObj that programs use: its constructor, read-only nodes, custom transports; and on_change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from support.twin_nodes import close_pipe, ticked_until
 
 
 class Counting:
-    """A replicated counter, on any base class."""
+    """A replicated counter, for any base class."""
 
     total: int
 
@@ -62,7 +62,7 @@ class Nodes:
         })  # fmt: skip
 
     def start(self, kind: type[Any], number: int | None, *, members: int = 2, conf: Any = None, **options: Any) -> Any:
-        """A member by its number, or (None) a read-only node."""
+        """Start a member, by its number, or a read-only node (None)."""
         own = None if number is None else self.addresses[number]
         others = [address for address in self.addresses[:members] if address != own]
         settings = {"conf": self.conf(own, number or 0, **(conf or {})), **options}
@@ -106,7 +106,7 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
 
 
 def test_a_class_on_fastsms_base_keeps_its_state(nodes: Nodes, tmp_path: Path) -> None:
-    """With journalFile it comes back, in a directory of that name; the configuration of the caller is as it was."""
+    """With journalFile the state is kept in a directory of that name; the caller's configuration is not changed."""
     conf = nodes.conf(nodes.addresses[0], 0, journalFile=str(tmp_path / "a.journal"), fullDumpFile=str(tmp_path / "a"))
     for total in (5, 10):
         node = FastCounting(nodes.addresses[0], [], conf)
@@ -119,7 +119,7 @@ def test_a_class_on_fastsms_base_keeps_its_state(nodes: Nodes, tmp_path: Path) -
 
 
 def test_a_node_that_is_given_a_journal_goes_on_with_what_it_has(nodes: Nodes, tmp_path: Path) -> None:
-    """Made with a dump alone, then with a journal too, as PySyncObj's users add one: its state is there."""
+    """A node made with a dump file alone keeps its state if a journal file is added, and if it is removed again."""
     dump = {"fullDumpFile": str(tmp_path / "a.dump")}
     for total, conf in ((5, dump), (10, {"journalFile": str(tmp_path / "a.journal"), **dump}), (15, dump)):
         node = nodes.start(FastCounting, 0, members=1, conf=conf)
@@ -130,7 +130,7 @@ def test_a_node_that_is_given_a_journal_goes_on_with_what_it_has(nodes: Nodes, t
 
 
 def test_a_node_without_files_leaves_none(nodes: Nodes) -> None:
-    """As in PySyncObj; its directory is a temporary one."""
+    """A node without files uses a temporary directory, and leaves nothing, as in PySyncObj."""
     node = nodes.start(FastCounting, 0, members=1)
     nodes.ready()
     assert nodes.call(node.add, 1) == (1, FAIL_REASON.SUCCESS)
@@ -141,7 +141,7 @@ def test_a_node_without_files_leaves_none(nodes: Nodes) -> None:
 
 
 def test_files_of_pysyncobjs_own_are_not_passed_over(nodes: Nodes, tmp_path: Path) -> None:
-    """A node that would begin empty next to them does not begin."""
+    """A node does not start if PySyncObj's own files are there, because it would begin empty."""
     journal = tmp_path / "a.journal"
     journal.write_bytes(b"PySyncObj")
     with pytest.raises(ValueError, match=r"a\.journal'.*not taken over"):
@@ -151,14 +151,14 @@ def test_files_of_pysyncobjs_own_are_not_passed_over(nodes: Nodes, tmp_path: Pat
 
 
 def test_a_transport_that_is_made_already_is_refused(nodes: Nodes) -> None:
-    """So is a class of another kind; nothing is left."""
+    """A transport object, and a transport class of another kind, are refused."""
     for options in ({"transport": object()}, {"transportClass": dict}):
         with pytest.raises(TypeError, match="transport"):
             nodes.start(FastCounting, 0, **options)
 
 
 def test_own_transports_and_nodes_are_as_in_stock(nodes: Nodes) -> None:
-    """A subclass of PySyncObj's transport is called where PySyncObj calls it; nodes are of the given class."""
+    """A subclass of PySyncObj's transport is called as PySyncObj would call it; nodes are of the given class."""
     for kind in (StockCounting, FastCounting):
         seen: list[str] = []
 
@@ -192,7 +192,7 @@ def test_own_transports_and_nodes_are_as_in_stock(nodes: Nodes) -> None:
 
 @pytest.mark.parametrize("kind", [StockCounting, FastCounting])
 def test_read_only_nodes_are_as_in_stock(nodes: Nodes, kind: type[Any]) -> None:
-    """They follow, submit, survive a change of leader, do not count, and are gone when they are gone."""
+    """Read-only nodes follow, submit, survive a change of leader, do not count, and are forgotten after they end."""
     first, second = nodes.start(kind, 0), nodes.start(kind, 1)
     nodes.ready()
     assert nodes.call(first.add, 1) == (1, FAIL_REASON.SUCCESS)
@@ -218,7 +218,7 @@ def test_read_only_nodes_are_as_in_stock(nodes: Nodes, kind: type[Any]) -> None:
     nodes.stop(first)
     nodes.until(lambda: not readers[1].isNodeConnected(first.selfNode))
     refused: list[Any] = []
-    readers[1].add(1, callback=lambda *answer: refused.append(answer))  # a reader is no majority
+    readers[1].add(1, callback=lambda *answer: refused.append(answer))  # a reader is not a majority
     for _ in range(200):
         for node in nodes.running:
             node.doTick(0.001)
@@ -226,7 +226,7 @@ def test_read_only_nodes_are_as_in_stock(nodes: Nodes, kind: type[Any]) -> None:
 
 
 def test_a_read_only_node_comes_by_a_snapshot_and_comes_back(nodes: Nodes) -> None:
-    """What was applied is there after a restart, and a leader's dump brings an empty one up."""
+    """A read-only node keeps its state over a restart, and an empty one catches up by a leader's dump."""
     policy = DumpPolicy(trailing_entries=1)
     first = nodes.start(ReplicatedStateMachine, 0, members=1, policy=policy)
     nodes.ready()
@@ -252,7 +252,7 @@ def test_a_read_only_node_comes_by_a_snapshot_and_comes_back(nodes: Nodes) -> No
 
 
 def test_a_read_only_node_without_fastsm_is_told_apart(nodes: Nodes) -> None:
-    """It is refused, by name; the cluster goes on."""
+    """A read-only node without fastsm is refused by name, and the cluster continues."""
     first = nodes.start(FastCounting, 0, members=1, conf={"connectionTimeout": 0.12})
     nodes.ready()
     nodes.start(StockCounting, None, members=1)
@@ -265,7 +265,7 @@ def test_a_read_only_node_without_fastsm_is_told_apart(nodes: Nodes) -> None:
 
 
 def test_changes_are_told_in_their_order(nodes: Nodes) -> None:
-    """Every key that an entry changed, before its caller is told; nothing of what did not take effect."""
+    """on_change gets every key that an entry changed, before the caller's callback, and nothing without effect."""
     seen: list[Any] = []
     told: list[int] = []
     node = nodes.start(ReplicatedStateMachine, 0, members=1, on_change=seen.extend)
@@ -290,7 +290,7 @@ def test_changes_are_told_in_their_order(nodes: Nodes) -> None:
 def test_an_install_is_told_and_an_exception_is_not_the_nodes_end(
     nodes: Nodes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """None says that all may have changed; what on_change raises is logged."""
+    """on_change gets None after an install, because all keys may have changed; an error that it raises is logged."""
     seen: list[Any] = []
 
     def on_change(changes: Any) -> None:
@@ -318,7 +318,7 @@ def test_an_install_is_told_and_an_exception_is_not_the_nodes_end(
 
 
 def test_value_and_entry_come_in_one_read(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where an entry that writes the key is applied in the middle of it."""
+    """A read of value and entry is consistent, even if an entry that writes the key is applied in between."""
     node = nodes.start(ReplicatedStateMachine, 0, members=1)
     nodes.ready()
     assert node.get_modified(b"a") is None
@@ -328,7 +328,7 @@ def test_value_and_entry_come_in_one_read(nodes: Nodes, monkeypatch: pytest.Monk
     machine = node.state_machine
 
     class Interrupted:
-        """The state machine; before the second read of a call another entry is applied."""
+        """The state machine; another entry is applied before the second read of a call."""
 
         reads = 0
 
@@ -344,8 +344,8 @@ def test_value_and_entry_come_in_one_read(nodes: Nodes, monkeypatch: pytest.Monk
     monkeypatch.undo()
 
 
-def test_a_node_that_nobody_ends_leaves_no_directory(nodes: Nodes) -> None:
-    """A temporary one goes with the node, or with its process; a forked child leaves it to its parent."""
+def test_a_node_that_is_not_ended_leaves_no_temporary_directory(nodes: Nodes) -> None:
+    """A temporary directory is removed with the node or its process; a forked child leaves it to its parent."""
     node = FastCounting(None, [nodes.addresses[0]], nodes.conf(None, 0))
     directory = node._fastsm_places.path
     child = os.fork()
@@ -365,8 +365,8 @@ def test_a_node_that_nobody_ends_leaves_no_directory(nodes: Nodes) -> None:
 
 
 @pytest.mark.parametrize("kind", [StockCounting, FastCounting])
-def test_what_the_caller_changes_in_its_configuration_counts(nodes: Nodes, tmp_path: Path, kind: type[Any]) -> None:
-    """Also after the node was made: callbacks and times are read where they are needed; files stay the caller's."""
+def test_changes_of_the_callers_configuration_take_effect(nodes: Nodes, tmp_path: Path, kind: type[Any]) -> None:
+    """Changes of callbacks and times in the caller's configuration take effect even after the node was made."""
     conf = nodes.conf(nodes.addresses[0], 0, journalFile=str(tmp_path / f"{kind.__name__}.journal"))
     node = kind(nodes.addresses[0], [], conf)
     nodes.running.append(node)
@@ -382,7 +382,7 @@ def test_what_the_caller_changes_in_its_configuration_counts(nodes: Nodes, tmp_p
 
 
 def test_nodes_stay_as_the_user_made_them(nodes: Nodes, tmp_path: Path) -> None:
-    """What a user has noted on a node object is still there after a restart from a snapshot."""
+    """Node objects that the user made are used with their attributes, also after a restart from a snapshot."""
     own = nodes.addresses[0]
     for _ in range(2):
         other = TCPNode(nodes.addresses[1], rack="b")

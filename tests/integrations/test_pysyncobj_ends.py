@@ -1,4 +1,4 @@
-"""The end of a PySyncObj node: wherever it is asked for, nothing is used or left open after it, and all are told."""
+"""The end of a PySyncObj node: wherever it is destroyed, all callers are answered and nothing stays open."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from support.one_node import Answers, MakeNode, answer, nodes_at, ticks
 
 @pytest.fixture
 def node_at(tmp_path: Path) -> Iterator[MakeNode]:
-    """Makes nodes of a cluster of one each, which the test ticks itself."""
+    """Provide a function that makes nodes of a cluster of one each, which the test ticks itself."""
     with nodes_at(tmp_path) as make:
         yield make
 
@@ -70,7 +70,7 @@ def by_ready(node: Any, made: Ending) -> None:
 def test_a_node_ends_in_the_middle_of_a_tick(
     node_at: MakeNode, tmp_path: Path, how: Callable[[Any, Ending], None], durable: bool
 ) -> None:
-    """Whatever function of the user's destroys it: no failure, all are told, and the directory is free at once."""
+    """Any user function may destroy the node within a tick: no failure, all are answered, the directory is free."""
     failures: list[BaseException] = []
     ending, made = Ending(), []
 
@@ -95,7 +95,7 @@ def test_a_node_ends_in_the_middle_of_a_tick(
 
 
 def test_a_signal_ends_a_node_that_its_thread_ticks(node_at: MakeNode, tmp_path: Path) -> None:
-    """A handler of SIGTERM that destroys the node, at any place of a tick: an orderly end, as without a signal."""
+    """A SIGTERM handler may destroy the node at any place of a tick, and the end is as orderly as without a signal."""
     for number in range(20):
         failures: list[BaseException] = []
         node = node_at(name=f"node-{number}", on_failure=failures.append, durable=True)
@@ -120,7 +120,7 @@ def test_a_signal_ends_a_node_that_its_thread_ticks(node_at: MakeNode, tmp_path:
 
 
 def test_another_thread_ends_a_node_that_ticks(node_at: MakeNode) -> None:
-    """It waits for the tick that is under way, which comes back at once although it would wait for long."""
+    """A destroy by another thread ends a long tick immediately, and waits for it."""
     node = node_at(conf={"autoTickPeriod": 0.001})
     ticks(node, node.isReady)
     failures: list[BaseException] = []
@@ -149,7 +149,7 @@ class Unruly(SyncObjConsumer):  # type: ignore[misc]
 
 
 def test_a_consumer_whose_end_raises_keeps_nothing_open(node_at: MakeNode, caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged; who waits is told, and the directory is free."""
+    """If a consumer's end raises, it is logged, pending calls are answered, and the directory is free."""
     counter = ReplCounter()
     node = node_at(partners=("127.0.0.1:1",), consumers=[Unruly(), counter])
     answers = Answers()
@@ -169,12 +169,12 @@ def end(node: Any, ticking: bool) -> None:
 
 
 def open_files() -> list[str]:
-    """What the process's descriptors show, but for terminals and pytest's own."""
+    """Return the targets of the process's descriptors, except for terminals and pytest's own."""
     found = []
     for each in os.listdir("/proc/self/fd"):
         try:
             found.append(os.readlink(f"/proc/self/fd/{each}"))
-        except OSError:  # the one that lists
+        except OSError:  # the descriptor of the listing itself
             continue
     return sorted(found)
 
@@ -182,7 +182,7 @@ def open_files() -> list[str]:
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
 @pytest.mark.parametrize("ticking", [False, True])
 def test_a_node_that_has_ended_has_nothing_open(node_at: MakeNode, ticking: bool) -> None:
-    """Neither files nor sockets nor the pipe by which PySyncObj's thread is woken."""
+    """A node that has ended has no open files, sockets, or pipe by which PySyncObj's thread is woken."""
     conf = {"autoTick": True} if ticking else {}
     end(node_at(name="first", conf=conf), ticking)
     before = open_files()
@@ -192,12 +192,12 @@ def test_a_node_that_has_ended_has_nothing_open(node_at: MakeNode, ticking: bool
         for _ in range(0 if ticking else 5):
             node.doTick(0.001)
         end(node, ticking)
-    held = 3  # the ports of the three nodes, which the test keeps to itself
+    held = 3  # the ports of the three nodes, which the test holds
     assert len(open_files()) == len(before) + held
 
 
 def test_a_forked_child_says_that_the_node_is_not_its_own(node_at: MakeNode) -> None:
-    """A call there would wait for an answer that never comes; the parent's node goes on."""
+    """In a forked child a call raises instead of waiting for ever; the parent's node continues."""
     node = node_at(conf={"autoTick": True})
     node.put(b"a", b"b", sync=True, timeout=20)
     child = os.fork()
@@ -215,14 +215,14 @@ def test_a_forked_child_says_that_the_node_is_not_its_own(node_at: MakeNode) -> 
 
 
 def test_a_signal_handler_may_submit_in_the_middle_of_a_submission(node_at: MakeNode) -> None:
-    """No lock is waited for that a frame below the handler holds."""
+    """A signal handler within a submission may submit, because no lock is held that it would wait for."""
     node = node_at()
     ticks(node, node.isReady)
     answers = Answers()
     commands = node._SyncObj__commandsQueue
 
     class Interrupted(deque[Any]):
-        """A signal comes whenever something is put into it, or taken out."""
+        """A queue that sends a signal whenever an item is put in or taken out."""
 
         def append(self, item: Any) -> None:
             super().append(item)
@@ -249,7 +249,7 @@ def test_a_signal_handler_may_submit_in_the_middle_of_a_submission(node_at: Make
 
 
 def test_a_tick_callback_may_take_itself_away(node_at: MakeNode) -> None:
-    """And add another: the list is not locked against the callback that it calls."""
+    """A tick callback may remove itself and add another one."""
     node = node_at()
     called: list[str] = []
 
@@ -266,7 +266,7 @@ def test_a_tick_callback_may_take_itself_away(node_at: MakeNode) -> None:
 
 
 def test_a_wait_without_end_is_one(node_at: MakeNode) -> None:
-    """timeout=inf means what it says, and is no OverflowError after the command was queued."""
+    """timeout=inf waits without a limit, and does not raise OverflowError after the command was queued."""
     node = node_at(conf={"autoTick": True})
     assert node.put(b"a", b"b", sync=True, timeout=float("inf")) is True
     answers = Answers()
@@ -278,7 +278,7 @@ def test_a_wait_without_end_is_one(node_at: MakeNode) -> None:
 def test_a_relative_directory_stays_where_it_was(
     node_at: MakeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A daemon changes its current folder: dumps go on in the node's directory, and nothing appears elsewhere."""
+    """If the current folder changes, as in a daemon, dumps still go to the node's directory, and nowhere else."""
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     counter = ReplCounter()
@@ -294,7 +294,7 @@ def test_a_relative_directory_stays_where_it_was(
 
 
 def test_a_procedure_cannot_end_its_node(node_at: MakeNode) -> None:
-    """The tick waits for it: an error that stops the node, and no wait without end."""
+    """A procedure that destroys its node gets a ``ProcedureError``, which stops the node, and does not hang."""
     made: list[Any] = []
 
     @fastsm.procedure

@@ -1,4 +1,4 @@
-"""``FastLockManager``: never two holders, whatever the clocks of the nodes say, and whichever of them stands still."""
+"""``FastLockManager``: never two holders, however wrong the nodes' clocks are, and whichever node pauses."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from fastsm.integrations.pysyncobj.batteries import FastLockManager, FastSet
 from fastsm.integrations.pysyncobj.ticking import LocksTimer
 from support.cluster import free_ports
 
-TIME = 10.0  # seconds after which a lock ends
+TIME = 10.0  # seconds after which a lock expires
 
 
 class Log:
-    """Committed entries, and a machine that applies each at once."""
+    """Committed entries, and a machine that applies each immediately."""
 
     def __init__(self) -> None:
         self.term = 1
@@ -39,7 +39,7 @@ class Log:
 
 
 class World(Log):
-    """Nodes that follow the log when they like. Real time passes; each node's clock is off by another amount."""
+    """Nodes that apply the log at random times, each with a clock that is wrong by a different amount."""
 
     def __init__(self, dice: random.Random) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class World(Log):
 
 
 class FakeNode(ReplicatedStateMachine):
-    """What a manager needs of a node."""
+    """The parts of a node that a lock manager needs."""
 
     def __init__(self, world: World, ahead: float) -> None:
         self.world, self.ahead, self.cut_off = world, ahead, False
@@ -79,7 +79,7 @@ class FakeNode(ReplicatedStateMachine):
         self.sent: deque[Any] = deque()
         self.waiting: dict[int, Any] = {}
         self.manager = FastLockManager(TIME, f"manager {id(self)}")
-        self.manager.destroy()  # the test says when it prolongs
+        self.manager.destroy()  # the test decides when locks are extended
         self.manager._consumer()._syncObj = self
         self.timer = self.manager._consumer().timer(self.machine)
 
@@ -99,7 +99,7 @@ class FakeNode(ReplicatedStateMachine):
         self.sent.append((content, callback, None))
 
     def commit(self, content: bytes, callback: Any, term: int | None) -> None:
-        """A command of the leader's own is lost with its term, now and then; any is, now and then."""
+        """Commit a command, or lose it at random; a leader's own command may also be lost with its term."""
         if self.world.dice.random() < 0.05 or (term not in (None, self.world.term) and self.world.dice.random() < 0.5):
             return
         self.world.apply(content)
@@ -115,7 +115,7 @@ class FakeNode(ReplicatedStateMachine):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_never_two_holders(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """Leaders with clocks that are days apart, nodes that are cut off or lag, commands that are late or lost."""
+    """There are never two holders, with leaders' clocks days apart, cut-off and late nodes, and lost commands."""
     world = World(random.Random(seed))
     monkeypatch.setattr(locks, "now", lambda: world.now)
     dice, counts, last = world.dice, world.counts, None
@@ -139,7 +139,7 @@ def test_never_two_holders(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
 
 
 def test_a_holder_that_lives_keeps_its_lock_over_changes_of_leader(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However far the new leader's clock is ahead of the old one's."""
+    """A living holder keeps its lock over changes of leader, however far a new leader's clock is ahead."""
     world = World(random.Random(1))
     monkeypatch.setattr(locks, "now", lambda: world.now)
     holder, other, third = world.nodes
@@ -171,8 +171,8 @@ def test_a_holder_that_lives_keeps_its_lock_over_changes_of_leader(monkeypatch: 
         assert not other.manager.isAcquired("lock")
 
 
-def test_the_lock_of_one_who_died_is_free_before_long() -> None:
-    """While one node leads: after the time itself, and before one and a half of it."""
+def test_a_dead_holders_lock_is_free_before_long() -> None:
+    """With one leader, a dead holder's lock is free after its time, and before one and a half times that."""
     log = Log()
     holder = FastLockManager(TIME, "holder")
     holder.destroy()
@@ -184,7 +184,7 @@ def test_the_lock_of_one_who_died_is_free_before_long() -> None:
     def take(who: bytes) -> Any:
         return log.apply(operations.encode(operations.lock_take, consumer.prefix, key, who, consumer._lease))
 
-    assert timer.tick(now, 1) is None  # there is no lock whose time would count
+    assert timer.tick(now, 1) is None  # no lock is held, so no time is counted
     assert take(b"holder")
     for _ in range(10_000):
         now += 0.05
@@ -196,7 +196,7 @@ def test_the_lock_of_one_who_died_is_free_before_long() -> None:
 
 
 def test_locks_are_what_they_are_in_stock() -> None:
-    """Every answer and every holder, under random calls of three holders at random times."""
+    """Answers and holders are those of PySyncObj's lock manager, for random calls of three holders."""
     log = Log()
     manager = FastLockManager(TIME, "a")
     manager.destroy()
@@ -231,7 +231,7 @@ def test_locks_are_what_they_are_in_stock() -> None:
 
 
 def test_a_late_release_is_not_one_of_a_later_lock() -> None:
-    """What was said of an earlier acquisition changes nothing."""
+    """A release of an earlier acquisition does not release a later one."""
     log = Log()
     manager = FastLockManager(TIME, "a")
     manager.destroy()
@@ -247,7 +247,7 @@ def test_a_late_release_is_not_one_of_a_later_lock() -> None:
 
 
 def test_time_counts_once_and_in_its_own_term() -> None:
-    """An entry that comes late, twice, or from a leader of the past moves nothing; a long gap counts in part."""
+    """A report of time that is late, repeated or of another term adds nothing; a long gap adds only the limit."""
     log = Log()
     prefix = b"locks\0"
 
@@ -262,7 +262,7 @@ def test_time_counts_once_and_in_its_own_term() -> None:
 
 
 def test_the_leaders_count_begins_with_its_term() -> None:
-    """Between two entries a pause; none while there is nothing to count for."""
+    """A leader counts time from the start of its term, and proposes it every two seconds while a lock is held."""
     has = [False]
     timer = LocksTimer(lambda: has[0], lambda term, counted: b"%d %d" % (term, counted), 2.0)
     assert timer.tick(100.0, 1) is None
@@ -272,7 +272,7 @@ def test_the_leaders_count_begins_with_its_term() -> None:
 
 
 def test_a_lock_manager_keeps_its_locks(tmp_path: Path) -> None:
-    """tryAcquire, isAcquired and release as in PySyncObj; locks that are held are prolongated by themselves."""
+    """tryAcquire, isAcquired and release work as in PySyncObj; held locks are extended automatically."""
     one, other = (FastLockManager(60.0, name, name=f"locks of {name}") for name in ("one", "other"))
     told: list[Any] = []
     address = f"127.0.0.1:{free_ports(1)[0]}"
@@ -280,7 +280,7 @@ def test_a_lock_manager_keeps_its_locks(tmp_path: Path) -> None:
     items = FastSet()
     node = ReplicatedStateMachine(address, [], tmp_path / "node", conf=conf, consumers=[one, other, items])
     try:
-        other._locks.prefix = one._locks.prefix  # as on another node
+        other._locks.prefix = one._locks.prefix  # as if on another node
         assert one.tryAcquire("a", sync=True, timeout=30) is True
         assert other.tryAcquire("a", sync=True, timeout=30) is False
         heard = threading.Event()

@@ -1,4 +1,4 @@
-"""Nodes that are removed, added again and replaced, next to a stock PySyncObj cluster that is treated the same."""
+"""Nodes that are removed, added again and replaced, compared with a stock PySyncObj cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pysyncobj import FAIL_REASON
 
 from support.twin_nodes import Nodes, twins
 
-# PySyncObj's own journal leaves a file to the collector.
+# PySyncObj's own journal leaves closing a file to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 def removed_alive(nodes: Nodes) -> None:
@@ -24,7 +24,7 @@ def removed_alive(nodes: Nodes) -> None:
 
 
 def removed_and_added_again(nodes: Nodes) -> None:
-    """Each side in turn is the one that connects."""
+    """Remove and add nodes again, so that each side in turn is the one that connects."""
     for number in (2, 1):
         nodes.append(0, f"before {number}")
         nodes.remove(number, alive=True)
@@ -85,7 +85,7 @@ def clusters(tmp_path: Path) -> Iterator[Callable[[bool], Nodes]]:
 def test_membership_changes_are_seen_as_in_stock(
     clusters: Callable[[bool], Nodes], story: Callable[[Nodes], None]
 ) -> None:
-    """Answers, indexes shown to methods, members, status, contents: after each step what stock PySyncObj shows."""
+    """Answers, indexes, members, status and contents are those of stock PySyncObj after each step."""
     seen = []
     for fast in (False, True):
         nodes = clusters(fast)
@@ -100,7 +100,7 @@ def test_membership_changes_are_seen_as_in_stock(
 
 
 def test_a_node_that_was_removed_is_not_connected(clusters: Callable[[bool], Nodes]) -> None:
-    """No table keyed by node has it any more, on the leader or on a follower."""
+    """A removed node is in no table keyed by node any more, on the leader or on a follower."""
     nodes = clusters(True)
     nodes.append(0, "a")
     gone = next(node for node in nodes.leader().otherNodes if nodes.number(node) == 2)

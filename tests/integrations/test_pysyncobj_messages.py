@@ -1,4 +1,4 @@
-"""What leaves a PySyncObj node, and how often it is woken: fewer messages, system calls and wake-ups for a command."""
+"""Messages and wake-ups of a PySyncObj node: fewer messages, system calls and wake-ups per command than stock."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from support.twin_nodes import ticked_until
 
 
 class Pair:
-    """Two nodes that the test ticks, the first of which leads; what each posts is noted."""
+    """Two nodes that the test ticks; the first one leads, and the messages of each are recorded."""
 
     def __init__(self, root: Path, **settings: Any) -> None:
         self.addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
@@ -78,7 +78,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
 
 
 def test_commands_that_wait_leave_together(pair: Pair) -> None:
-    """A tick takes all of them: one message to a follower has all entries, and one of a follower all commands."""
+    """Waiting commands are sent together: one message to a follower has all entries, one of a follower all commands."""
     answered: list[Any] = []
     for number, sender in ((0, pair.nodes[0]), (1, pair.nodes[1])):
         pair.settle()
@@ -96,8 +96,8 @@ def test_commands_that_wait_leave_together(pair: Pair) -> None:
     assert [node.get(b"key-499") for node in pair.nodes] == [b"1", b"1"]
 
 
-def test_large_commands_wait_for_nobody(pair: Pair) -> None:
-    """What is large goes by itself, after what was to go before it: order is kept."""
+def test_large_commands_are_sent_immediately(pair: Pair) -> None:
+    """Small and large commands of a follower are answered in the order of their calls."""
     answered: list[int] = []
     sizes = [10, 5000, 10, 2 << 20, 10, 10, 70_000, 10]
     for number, size in enumerate(sizes):
@@ -110,8 +110,8 @@ def test_large_commands_wait_for_nobody(pair: Pair) -> None:
 
 
 def test_a_follower_does_not_say_the_same_twice_in_a_moment(pair: Pair) -> None:
-    """The commit index moves without an answer; a leader that hears nothing else is told again before long."""
-    pair.nodes[1].conf.appendEntriesPeriod = 1000.0  # its moment lasts as long as the test
+    """A follower does not repeat a reply within a moment, and repeats it soon if the leader hears nothing else."""
+    pair.nodes[1].conf.appendEntriesPeriod = 1000.0  # so that the moment lasts as long as the test
     pair.nodes[1].conf.leaderFallbackTimeout = 5000.0
     pair.settle()
     replies = []
@@ -129,7 +129,7 @@ def test_a_follower_does_not_say_the_same_twice_in_a_moment(pair: Pair) -> None:
 
 
 def test_a_reply_that_was_lost_with_its_connection_is_made_again(pair: Pair) -> None:
-    """A new connection knows nothing of what was said on the old one."""
+    """After a reconnection a follower sends its reply again, because it may be lost with the old connection."""
     pair.nodes[1].conf.appendEntriesPeriod = 1000.0
     pair.nodes[1].conf.leaderFallbackTimeout = 5000.0
     pair.settle()
@@ -144,7 +144,7 @@ def test_a_reply_that_was_lost_with_its_connection_is_made_again(pair: Pair) -> 
 
 @pytest.mark.parametrize("messages", [None, 7, [None], [{"type": "nonsense"}], [{"no": "type"}, 5]], ids=repr)
 def test_several_messages_that_make_no_sense(pair: Pair, messages: Any) -> None:
-    """They end the connection, and not the node."""
+    """Invalid messages end the connection, but not the node."""
     node, peer = pair.nodes[0], next(iter(pair.nodes[0].otherNodes))
     node._fastsm_transport._onMessageReceived(peer, {"type": transport.SEVERAL, "messages": messages})
     told: list[Any] = []
@@ -156,7 +156,7 @@ def test_several_messages_that_make_no_sense(pair: Pair, messages: Any) -> None:
 
 @pytest.mark.parametrize("first", [{}, {"type": "append_entries"}, [], [{}], [[]], 7, "nobody", b"\xff"], ids=repr)
 def test_a_first_message_that_makes_no_sense(pair: Pair, first: Any) -> None:
-    """A stranger that connects and sends it is disconnected, and the node goes on."""
+    """A peer whose first message is invalid is disconnected, and the node continues."""
     host, port = pair.addresses[0].split(":")
     with socket.create_connection((host, int(port))) as stranger:
         content = encode(first)
@@ -181,7 +181,7 @@ def test_a_first_message_that_makes_no_sense(pair: Pair, first: Any) -> None:
 
 
 def test_a_connection_that_ends_while_the_address_is_sent(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the next one the address comes first, not the greeting that belonged to the one before."""
+    """After a connection that ends while the address is sent, the next one sends the address first."""
     first_messages: list[Any] = []
     take = FastTransport._onIncomingMessageReceived
     send, broken = TcpConnection.send, [True]
@@ -192,7 +192,7 @@ def test_a_connection_that_ends_while_the_address_is_sent(pair: Pair, monkeypatc
 
     def breaking(self: Any, message: Any) -> None:
         if broken.pop() if broken else False:
-            self.disconnect()  # as where the other side has reset it: PySyncObj connects again at once
+            self.disconnect()  # as if the other side reset it: PySyncObj reconnects immediately
             return
         send(self, message)
 
@@ -211,14 +211,14 @@ def test_a_connection_that_ends_while_the_address_is_sent(pair: Pair, monkeypatc
 
 @pytest.mark.parametrize("size", [0, 1, 900, 1023, 1024, 5000, 300_000])
 def test_every_message_is_read_as_pysyncobj_reads_it(size: int) -> None:
-    """Whether it was compressed or not."""
+    """Every message, compressed or not, is read as PySyncObj reads it."""
     for content in (bytes(size), os.urandom(size)):
         message = {"type": "append_entries", "entries": [(content, 1, 1)]}
         assert fastsm.integrations.pysyncobj.transport.pickle.loads(zlib.decompress(encode(message))) == message
 
 
-def test_what_is_small() -> None:
-    """Pieces of snapshots and of large entries never wait, nor do many entries."""
+def test_small_and_large_messages_are_distinguished() -> None:
+    """Single small entries and commands count as small; pieces, large entries and many entries do not."""
     entry = (bytes(10), 1, 1)
     assert is_small({"type": "append_entries", "entries": [entry]})
     assert is_small({"type": "apply_command", "command": bytes(100)})
@@ -233,7 +233,7 @@ def test_what_is_small() -> None:
 
 
 def test_many_commands_wake_once(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two looks at the queue the pipe is written to once; what a message brings needs no wake-up at all."""
+    """Many commands between two looks at the queue write to the pipe once; commands in a message do not."""
     pair.settle()
     wakes: list[PipeNotifier] = []
 
@@ -251,7 +251,7 @@ def test_many_commands_wake_once(pair: Pair, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_no_command_is_left_asleep(pair: Pair) -> None:
-    """However threads and ticks interleave: a tick that sleeps long is woken by what comes after its look."""
+    """However threads and ticks interleave, a sleeping tick is woken by a command after its look at the queue."""
     stop = threading.Event()
 
     def tick() -> None:
@@ -275,8 +275,8 @@ def test_no_command_is_left_asleep(pair: Pair) -> None:
             thread.join()
 
 
-def test_what_there_was_no_time_for_wakes_again(pair: Pair) -> None:
-    """A look at the queue that ends by its time leaves commands: the next tick does not sleep before it."""
+def test_commands_left_by_a_full_look_at_the_queue_wake_again(pair: Pair) -> None:
+    """If a look at the queue ends by its time limit, the next tick does not sleep before the rest."""
     node = pair.nodes[0]
     pair.settle()
     node._fastsm_woken = False
@@ -286,7 +286,7 @@ def test_what_there_was_no_time_for_wakes_again(pair: Pair) -> None:
 
 
 def test_a_flood_of_commands_goes_in_pieces(pair: Pair) -> None:
-    """What a follower forwards at once is not one message, which would keep its leader from all else."""
+    """A follower forwards a flood of commands in several messages, so that the leader can do other work."""
     pair.settle()
     pair.posted.clear()
     told: list[Any] = []
@@ -305,8 +305,8 @@ def no_descriptor(*_: Any) -> Any:
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
-def test_a_connection_that_cannot_be_begun_stops_nobody(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no descriptor is left when one has ended, as in PySyncObj: it is tried again."""
+def test_a_connection_that_cannot_be_opened_stops_no_node(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that cannot be opened for lack of descriptors is retried, and the node continues."""
     caller = pair.nodes[pair.addresses.index(max(pair.addresses))]
     called = next(node for node in pair.nodes if node is not caller)
     for node in pair.nodes:
@@ -322,7 +322,7 @@ def test_a_connection_that_cannot_be_begun_stops_nobody(pair: Pair, monkeypatch:
 
 
 def test_a_server_that_could_not_accept_listens_again(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PySyncObj closes it for good, and no node can connect to this one any more."""
+    """A server that could not accept listens again; PySyncObj's own would stay closed."""
     caller = pair.nodes[pair.addresses.index(max(pair.addresses))]
     called = next(node for node in pair.nodes if node is not caller)
     for node in pair.nodes:
@@ -338,14 +338,14 @@ def test_a_server_that_could_not_accept_listens_again(pair: Pair, monkeypatch: p
 
 
 def test_an_older_connection_of_a_node_is_ended(pair: Pair) -> None:
-    """One that its other side has forgotten, or that a router has, would stay open for ever."""
+    """A new connection of a node ends its older one, which the other side may have forgotten."""
     caller = pair.nodes[pair.addresses.index(max(pair.addresses))]
     called = next(node for node in pair.nodes if node is not caller)
     connection = caller._fastsm_transport._connections[called.selfNode]
     older = connection._TcpConnection__socket
     caller.conf.connectionRetryTime = 0.0
     connection._TcpConnection__poller.unsubscribe(connection.fileno())
-    connection._TcpConnection__socket = None  # it is not told to anybody
+    connection._TcpConnection__socket = None  # the other side does not learn of it
     connection.disconnect()
     pair.until(lambda: all(node.hasQuorum for node in pair.nodes))
     pair.settle()
@@ -365,7 +365,7 @@ def test_an_older_connection_of_a_node_is_ended(pair: Pair) -> None:
 
 @pytest.mark.parametrize("command", [b"", "text", None, 7, [b"\x46"]], ids=repr)
 def test_a_forwarded_command_that_makes_no_sense(pair: Pair, command: Any) -> None:
-    """It ends the connection, and not the leader."""
+    """An invalid forwarded command ends the connection, but not the leader."""
     leader, follower = pair.nodes
     leader._fastsm_transport._onMessageReceived(follower.selfNode, {"type": "apply_command", "command": command})
     for _ in range(5):
@@ -375,7 +375,7 @@ def test_a_forwarded_command_that_makes_no_sense(pair: Pair, command: Any) -> No
 
 
 def test_a_burst_is_committed_in_one_step(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PySyncObj looks at each entry to see whether a majority has it; here there is nothing left for it to look at."""
+    """A burst is committed without a look at each entry, which PySyncObj would take."""
     looked: list[int] = []
     original = ReplicatedStateMachine._SyncObj__getEntries
 
@@ -390,14 +390,14 @@ def test_a_burst_is_committed_in_one_step(pair: Pair, monkeypatch: pytest.Monkey
         pair.nodes[0].put(b"%d" % number, b"", callback=lambda *answer: told.append(answer))
     pair.until(lambda: len(told) == 2000)
     assert told == [(True, 0)] * 2000
-    assert len(looked) < 400  # some for each message; not one for each entry
+    assert len(looked) < 400  # a few per message, not one per entry
 
 
-# ---- commands on their way -------------------------------------------------------------------------------
+# ---- commands in flight ----------------------------------------------------------------------------------
 
 
 def test_commands_wait_for_the_connection_to_the_leader(pair: Pair) -> None:
-    """A follower that has lost it does not send them into nothing."""
+    """A follower without a connection to the leader keeps commands until there is one."""
     leader, follower = pair.nodes
     told: list[Any] = []
     for node in pair.nodes:
@@ -415,10 +415,10 @@ def test_commands_wait_for_the_connection_to_the_leader(pair: Pair) -> None:
     assert told == [(True, 0)] * 10
 
 
-def test_whoever_waits_is_told_when_the_connection_to_the_leader_has_ended(
+def test_calls_in_flight_are_answered_when_the_connection_to_the_leader_ends(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was on its way may be lost, and the same leader leads on: nobody else would ever say so."""
+    """If the connection to the leader ends, callers of commands in flight get an unknown outcome."""
     leader, follower = pair.nodes
     told: list[Any] = []
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Power loss of all nodes of a durable cluster at once: every promise holds, nothing acknowledged is lost."""
+"""Power loss of two or all nodes of a durable cluster at the same time: no promise or acknowledged write is lost."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def quiet() -> Iterator[None]:
 def live(
     root: Path, clock: Clock, seed: int, node: type[ReplicatedStateMachine] = ReplicatedStateMachine, steps: int = 700
 ) -> SimulatedCluster:
-    """A cluster that writes, dumps, loses sight of a follower, and changes its leader."""
+    """Run a cluster that writes, dumps, loses contact with a follower, and changes its leader."""
     rng = random.Random(seed)
-    random.seed(seed)  # PySyncObj's own dice
+    random.seed(seed)  # PySyncObj's own random numbers
     cluster = SimulatedCluster(root, clock, rng, node=node)
     cluster.settle()
     away, until = None, 0
@@ -65,13 +65,13 @@ def live(
 
 
 def holds(found: Restart, index: int, term: int) -> bool:
-    """Whether an entry is in the journal, or in the state."""
+    """Return whether an entry is in the journal or in the state."""
     there = found.journal.term_at(index)
     return there == term if there is not None else found.machine.entry_term(index) == term
 
 
 def judge(moment: Moment, root: Path, counts: Counter[str]) -> None:
-    """Every node keeps its promises; each that may be elected holds every acknowledged write."""
+    """Check that every node keeps its promises, and that each that may be elected has every acknowledged write."""
     found = {}
     try:
         for number, address in enumerate(ADDRESSES):
@@ -84,7 +84,7 @@ def judge(moment: Moment, root: Path, counts: Counter[str]) -> None:
                 assert state.journal.vote == promises.vote[1], f"{address}: a vote is lost"
             for index, term in promises.entries.items():
                 if not holds(state, index, term):
-                    # Another leader may have had it replaced, but never one that was acknowledged.
+                    # Another leader may have replaced the entry, but never an acknowledged one.
                     counts["replaced"] += 1
         logs = {address: (state.journal[-1][2], state.journal.last_index) for address, state in found.items()}
         for address, state in found.items():
@@ -100,14 +100,14 @@ def judge(moment: Moment, root: Path, counts: Counter[str]) -> None:
 
 
 def end(state: Restart) -> None:
-    """As a kill would."""
+    """End a restarted node as a kill would."""
     state.journal.abandon()
     state.machine._worker.abandon()
     state.machine._release()
 
 
 def run_again(moment: Moment, root: Path, clock: Clock, rng: random.Random) -> None:
-    """The cluster starts from there: it agrees, and every acknowledged write is there."""
+    """Start the cluster from a moment; check that it agrees, and that every acknowledged write is there."""
     cluster = SimulatedCluster(root, clock, rng, watched=False)
     try:
         cluster.settle()
@@ -151,7 +151,7 @@ def violations(
 
 
 def test_nothing_acknowledged_is_lost(clock: Clock) -> None:
-    """Whatever mix of pages a power loss of all nodes leaves, terms, votes and acknowledged writes are there."""
+    """After power losses of two or all nodes, terms, votes and acknowledged writes are there."""
     counts: Counter[str] = Counter()
     wrong = violations(clock, range(5), counts)
     print(dict(counts))
@@ -162,7 +162,7 @@ def test_nothing_acknowledged_is_lost(clock: Clock) -> None:
 
 
 class RepliesNotHeld(ReplicatedStateMachine):
-    """A follower replies before the sync of what it took."""
+    """A follower that replies before it syncs its new entries."""
 
     def _fastsm_begin(self) -> None:
         super()._fastsm_begin()
@@ -170,14 +170,14 @@ class RepliesNotHeld(ReplicatedStateMachine):
 
 
 class NothingSynced(ReplicatedStateMachine):
-    """Replies wait, but nothing is synced before they leave."""
+    """A node that delays its replies, but sends them without a sync."""
 
     def _fastsm_make_durable(self) -> None:
         self._fastsm_transport.release()
 
 
 class LeaderCountsItself(ReplicatedStateMachine):
-    """The leader's own entries count before they are synced."""
+    """A leader that counts its own entries before they are synced."""
 
     def _fastsm_make_durable(self) -> None:
         if not self._isLeader():
@@ -188,13 +188,14 @@ class LeaderCountsItself(ReplicatedStateMachine):
 
 @pytest.mark.parametrize("planted", [RepliesNotHeld, NothingSynced, LeaderCountsItself])
 def test_planted_faults_are_seen(clock: Clock, planted: Any) -> None:
-    """The simulator sees a cluster that promises what is not durable."""
+    """The simulator finds a cluster that makes promises before they are durable."""
     assert violations(clock, range(6), Counter(), planted, moments=100, draws=6, again=0)
 
 
 def test_a_snapshot_that_a_killed_process_put_in_place_stays(tmp_path: Path) -> None:
-    """Killed before a leader's snapshot was durable under its name: once the next process has gone on from it, a power
-    loss does not take it, since the journal begins after it.
+    """A snapshot that a killed process renamed, but did not sync, is synced before the next process relies on it.
+
+    A later power loss does not take it, although the journal begins after it.
     """
     with FastStateMachine(tmp_path / "leader", contiguous=False) as leader:
         leader.apply([(50, 3, put(b"color", b"blue"))])

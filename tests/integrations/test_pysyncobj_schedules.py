@@ -1,7 +1,7 @@
-"""PySyncObj's public calls in fixed and random schedules: user code sees on fastsm what it sees on stock.
+"""PySyncObj's public calls in fixed and random schedules: user code sees the same on fastsm and on stock PySyncObj.
 
-Two clusters are treated the same, one after the other; answers, order, indexes, members, status, callbacks and contents
-are noted after each step, and compared.
+Both clusters play the same story, one after the other; answers, order, indexes, members, status, callbacks and contents
+are recorded after each step, and compared.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pysyncobj.syncobj_admin import executeAdminCommand
 
 from support.twin_nodes import Nodes, twins
 
-# PySyncObj's own journal leaves a file to the collector.
+# PySyncObj's own journal leaves closing a file to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -31,7 +31,7 @@ def clusters(tmp_path: Path) -> Iterator[Callable[[bool], Nodes]]:
 
 
 def compared(clusters: Callable[[bool], Nodes], story: Callable[[Nodes], None]) -> None:
-    """Plays a story on both clusters, and compares what was noted, step by step."""
+    """Play a story on both clusters, and compare the records step by step."""
     seen = []
     for fast in (False, True):
         nodes = clusters(fast)
@@ -51,7 +51,7 @@ def compared(clusters: Callable[[bool], Nodes], story: Callable[[Nodes], None]) 
 
 
 def change_value(nodes: Nodes, number: int, chance: random.Random) -> None:
-    """A call of a ReplDict at one node."""
+    """Make a random call of a ReplDict at one node."""
     values, key = nodes.values[number], chance.choice("abc")
     name, *arguments = chance.choice([
         ("set", key, chance.randrange(9)), ("setdefault", key, "default"), ("pop", key), ("pop", key, "none"),
@@ -62,7 +62,7 @@ def change_value(nodes: Nodes, number: int, chance: random.Random) -> None:
 
 
 def burst(nodes: Nodes, number: int, count: int) -> None:
-    """Many calls under way at once, each told of once, in order."""
+    """Make many calls at the same time, each of which gets one callback, in order."""
     answers: list[object] = []
     for each in range(count):
         nodes.items[number].append(f"burst {each}", callback=lambda *answer: answers.append(answer))
@@ -81,7 +81,7 @@ def restart(nodes: Nodes, number: int) -> None:
 
 
 def pause(nodes: Nodes, number: int) -> None:
-    """The node stands still while the others go on without it; then it catches up."""
+    """Pause a node while the others continue; then let it catch up."""
     others = [other for other in nodes.members if other != number]
     nodes.paused.add(number)
     nodes.until_leader()
@@ -104,7 +104,7 @@ def raise_version(nodes: Nodes, number: int) -> None:
 
 
 def random_story(seed: int) -> Callable[[Nodes], None]:
-    """Steps drawn from a seed; a cluster of three, of which a node is away for at most one step."""
+    """Return a story of random steps, on a cluster of three, of which a node is away for at most one step."""
 
     def story(nodes: Nodes) -> None:
         chance = random.Random(seed)
@@ -138,7 +138,7 @@ def random_story(seed: int) -> Callable[[Nodes], None]:
                 nodes.add(at)
                 nodes.start(at)
                 nodes.settle()
-        raise_version(nodes, chance.choice(nodes.members))  # last: stock forgets it when it loads a dump
+        raise_version(nodes, chance.choice(nodes.members))  # at the end, because stock forgets it when it loads a dump
         nodes.append(nodes.members[0], "the end")
 
     return story
@@ -148,7 +148,7 @@ SEEDS = int(os.environ.get("FASTSM_SCHEDULES", "5"))
 
 
 def without_a_majority(nodes: Nodes) -> None:
-    """Nobody leads: calls wait, or are answered at once where the configuration says so."""
+    """Without a leader, let calls wait, or get an immediate answer if the configuration says so."""
     nodes.append(0, "a")
     for number in range(3):
         nodes.stop(number)
@@ -170,7 +170,7 @@ def without_a_majority(nodes: Nodes) -> None:
 
 
 def what_is_wrong_raises(nodes: Nodes) -> None:
-    """Versions that do not exist, keys that are not there, full queues: the same exceptions and answers."""
+    """Use missing versions, missing keys and full queues, for equal exceptions and answers."""
     node = nodes.running[1]
     for call in (
         lambda: node.setCodeVersion(2), lambda: node.setCodeVersion("1"),
@@ -190,7 +190,7 @@ def what_is_wrong_raises(nodes: Nodes) -> None:
 
 
 def versions(nodes: Nodes) -> None:
-    """A method of a later version is called once all were told, from each node."""
+    """Call a method of a later version from each node after the version was raised."""
     nodes.append(2, "before")
     raise_version(nodes, 1)
     for number in range(3):
@@ -199,7 +199,7 @@ def versions(nodes: Nodes) -> None:
 
 
 def admin(nodes: Nodes, number: int, *arguments: str) -> None:
-    """The tool `syncobj_admin`, asked at a node; of what it says, all but times, files and lengths of logs."""
+    """Run `syncobj_admin` at a node; record its output, except for times, files and log lengths."""
     said: list[str] = []
     command = ["-conn", nodes.addresses[number], *arguments]
     thread = threading.Thread(target=lambda: said.append(executeAdminCommand(command)))
@@ -215,7 +215,7 @@ def admin(nodes: Nodes, number: int, *arguments: str) -> None:
 
 
 def by_the_admin_tool(nodes: Nodes) -> None:
-    """Every command of it, at the leader and at a follower, what is denied too."""
+    """Run every command of the admin tool, at the leader and at a follower, including denied ones."""
     nodes.append(0, "a")
     admin(nodes, 0, "-status")
     admin(nodes, 1, "-remove", nodes.addresses[1])  # itself
@@ -223,7 +223,7 @@ def by_the_admin_tool(nodes: Nodes) -> None:
     nodes.members.remove(2)
     nodes.stop(2)
     nodes.settle()
-    admin(nodes, 0, "-add", nodes.addresses[1])  # is there
+    admin(nodes, 0, "-add", nodes.addresses[1])  # already a member
     admin(nodes, 1, "-add", nodes.addresses[2])
     nodes.members.append(2)
     nodes.start(2)
@@ -243,11 +243,11 @@ STORIES = [without_a_majority, versions, what_is_wrong_raises, by_the_admin_tool
 
 @pytest.mark.parametrize("story", STORIES, ids=lambda each: each.__name__)
 def test_calls_are_seen_as_in_stock(clusters: Callable[[bool], Nodes], story: Callable[[Nodes], None]) -> None:
-    """Fixed stories: answers, exceptions and status are stock's."""
+    """In fixed stories, answers, exceptions and status are those of stock PySyncObj."""
     compared(clusters, story)
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_random_schedules_are_seen_as_in_stock(clusters: Callable[[bool], Nodes], seed: int) -> None:
-    """Calls, bursts, dumps, restarts, pauses, changes of leader, version and members, drawn from a seed."""
+    """In random stories with dumps, restarts, pauses and changes of leader, version and members, all is as in stock."""
     compared(clusters, random_story(seed))

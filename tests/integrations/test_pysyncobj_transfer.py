@@ -1,4 +1,4 @@
-"""A snapshot's way to a follower: whatever is lost on it, the follower has it in the end. No processes, no clock."""
+"""The transfer of a snapshot to a follower, which succeeds whatever messages are lost. No processes, no real clock."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from support.simulated_cluster import ADDRESSES, Clock, SimulatedCluster
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedCluster]:
-    """A leader, and one follower that lacks more than the others' journals hold."""
+    """Provide a cluster with a leader and a follower that lacks more entries than the others' journals hold."""
     monkeypatch.setattr(dumping, "WINDOW", 4000)
-    random.seed(1)  # PySyncObj's own dice
+    random.seed(1)  # PySyncObj's own random numbers
     cluster = SimulatedCluster(
         tmp_path, Clock(monkeypatch), random.Random(1), durable=False, watched=False, piece_bytes=1000)
     try:
@@ -39,18 +39,18 @@ def wait(cluster: SimulatedCluster, condition: Callable[[], object], *, write: b
         cluster.step()
         if write:
             cluster.write()
-    raise AssertionError("it never came to that")
+    raise AssertionError("the condition never held")
 
 
 def shortened(cluster: SimulatedCluster, follower: str) -> bool:
-    """Whether no journal goes back to what the follower has."""
+    """Return whether no other journal goes back to the follower's last entry."""
     after = cluster.nodes[follower].journal.last_index
     others = [node for address, node in cluster.nodes.items() if address != follower]
     return all(node.journal.first_index > after + 1 for node in others)
 
 
 def sending(cluster: SimulatedCluster) -> tuple[str, str]:
-    """The leader that sends a snapshot and the follower that gets it, after the first pieces."""
+    """Run until the first pieces are sent; return the leader that sends a snapshot and the follower that gets it."""
     found: list[tuple[str, str]] = []
 
     def begun() -> bool:
@@ -66,7 +66,7 @@ def sending(cluster: SimulatedCluster) -> tuple[str, str]:
 
 
 def arrives(cluster: SimulatedCluster, follower: str) -> None:
-    """The follower installs it, and all are equal."""
+    """Check that the follower installs the snapshot, and that all nodes become equal."""
     cluster.settle()
     assert cluster.nodes[follower].installs
 
@@ -77,13 +77,13 @@ def test_nothing_is_lost(cluster: SimulatedCluster) -> None:
 
 
 def test_the_follower_is_killed_between_two_pieces(cluster: SimulatedCluster) -> None:
-    """Its leader sends all again, also when the new connection came before the end of the old one was noticed."""
+    """The leader sends everything again, even if the new connection came before the end of the old one was noticed."""
     _, follower = sending(cluster)
     cluster.restart(follower)
     arrives(cluster, follower)
 
 
-def test_the_follower_is_killed_behind_the_last_piece(
+def test_the_follower_is_killed_after_the_last_piece(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A snapshot that arrived whole, but is not installed, is sent again."""
@@ -97,7 +97,7 @@ def test_the_follower_is_killed_behind_the_last_piece(
 
 @pytest.mark.parametrize("to_follower", [True, False], ids=["pieces", "confirmations"])
 def test_messages_are_lost(cluster: SimulatedCluster, to_follower: bool) -> None:
-    """Pieces that the follower passed over, confirmations that the leader passed over: each asks again."""
+    """If pieces or confirmations are lost, they are sent again, and the snapshot is installed."""
     leader, follower = sending(cluster)
     link = (leader, follower) if to_follower else (follower, leader)
     for _ in range(50):
@@ -107,7 +107,7 @@ def test_messages_are_lost(cluster: SimulatedCluster, to_follower: bool) -> None
 
 
 def test_the_leader_loses_its_term_and_wins_the_next(cluster: SimulatedCluster) -> None:
-    """What it had sent in the old term says nothing in the new one."""
+    """A leader that loses its term and wins a later one does not rely on pieces that it sent in the old term."""
     leader, follower = sending(cluster)
     third = next(address for address in ADDRESSES if address not in (leader, follower))
     cluster.silence(leader)
@@ -121,7 +121,7 @@ def test_the_leader_loses_its_term_and_wins_the_next(cluster: SimulatedCluster) 
 
 
 def test_the_leader_makes_newer_snapshots_meanwhile(cluster: SimulatedCluster) -> None:
-    """The one that was begun goes on to its end."""
+    """A transfer continues to its end although the leader makes newer snapshots."""
     leader, follower = sending(cluster)
     dumps = cluster.nodes[leader].dumps
     transfer = next(iter(cluster.nodes[leader]._fastsm_transfers.values()))
@@ -132,7 +132,7 @@ def test_the_leader_makes_newer_snapshots_meanwhile(cluster: SimulatedCluster) -
 
 
 def test_a_follower_that_takes_its_time_is_heard(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A leader with nobody else keeps its place while its follower is busy with a snapshot."""
+    """A leader stays leader while its only follower is busy with a snapshot."""
     leader, follower = sending(cluster)
     node = cluster.nodes[leader]
     node.conf.leaderFallbackTimeout = 1.0
@@ -151,12 +151,12 @@ def test_a_follower_that_takes_its_time_is_heard(cluster: SimulatedCluster, monk
 def test_a_leader_that_was_cut_off_with_a_tail_of_its_own_catches_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tail: int
 ) -> None:
-    """Its entries that nobody confirmed give way to the next leader's, which come in several messages at once."""
+    """An old leader's unconfirmed entries are replaced by the next leader's, which come in several messages."""
     random.seed(2)
     cluster = SimulatedCluster(tmp_path, Clock(monkeypatch), random.Random(2), durable=False, watched=False)
     try:
         for node in cluster.nodes.values():
-            node._fastsm_policy = dumping.DumpPolicy(journal_bytes=1 << 40)  # no snapshot takes the journals' place
+            node._fastsm_policy = dumping.DumpPolicy(journal_bytes=1 << 40)  # journals are not replaced by snapshots
         cluster.settle()
         old = cluster.leader()
         assert old is not None

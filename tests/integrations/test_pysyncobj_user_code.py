@@ -1,4 +1,4 @@
-"""What user code of a PySyncObj node meets: its own names, callbacks that raise, answers, limits, the end of a node."""
+"""User code of a PySyncObj node: its names, callbacks that raise, answers, limits, and the end of a node."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from support.one_node import Answers, MakeNode, answer, nodes_at, threading_call
 
 @pytest.fixture
 def node_at(tmp_path: Path) -> Iterator[MakeNode]:
-    """Makes nodes of a cluster of one each, which the test ticks itself."""
+    """Provide a function that makes nodes of a cluster of one each, which the test ticks itself."""
     with nodes_at(tmp_path) as make:
         yield make
 
@@ -34,7 +34,7 @@ def node_at(tmp_path: Path) -> Iterator[MakeNode]:
 
 
 def test_no_plain_name_of_a_subclass_can_collide() -> None:
-    """Every private name of the node's classes is PySyncObj's own or begins with _fastsm_; instances too."""
+    """Every private name of the node's classes is PySyncObj's own or begins with _fastsm_."""
     from pysyncobj import SyncObj  # noqa: PLC0415
 
     allowed = set(dir(SyncObj))
@@ -46,14 +46,14 @@ def test_no_plain_name_of_a_subclass_can_collide() -> None:
 
 
 def test_attributes_of_a_node_begin_with_a_prefix(node_at: MakeNode) -> None:
-    """What the constructor sets is PySyncObj's own or begins with _fastsm_."""
+    """Every attribute that the constructor sets is PySyncObj's own or begins with _fastsm_."""
     stock = {"_poller", "_methodToID", "_idToMethod", "_idToConsumer"}
     names = {name for name in vars(node_at()) if not name.startswith(("_SyncObj__", "_fastsm_"))}
     assert names <= stock
 
 
-def test_a_subclass_may_use_the_names_of_what_is_shown(node_at: MakeNode) -> None:
-    """Attributes and replicated methods named as parts of the node, or as Patroni names its own, harm nothing."""
+def test_a_subclass_may_use_the_names_of_the_nodes_parts(node_at: MakeNode) -> None:
+    """Attributes and replicated methods with names of the node's parts, or with Patroni's names, do no harm."""
 
     class Node(ReplicatedStateMachine):
         def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -85,7 +85,7 @@ def test_a_subclass_may_use_the_names_of_what_is_shown(node_at: MakeNode) -> Non
 
 
 class Poor(ReplicatedStateMachine):
-    """A node whose methods meet with what is not the entry's fault."""
+    """A node whose replicated method raises an error that is not the entry's fault."""
 
     trouble: Exception | None = None
 
@@ -108,7 +108,7 @@ TROUBLES = [MemoryError(), OSError(28, "full"), ImportError("gone"), SystemError
 def test_trouble_of_one_replica_is_not_passed_over(
     node_at: MakeNode, monkeypatch: pytest.MonkeyPatch, trouble: Exception
 ) -> None:
-    """Its node stops, for the others may apply the entry; after a restart it is applied here too."""
+    """An error of one replica's environment stops the node; after a restart the entry is applied."""
     node = node_at(Poor)
     ticks(node, node.isReady)
     assert answer(node, node.append, "a") == (1, FAIL_REASON.SUCCESS)
@@ -123,11 +123,11 @@ def test_trouble_of_one_replica_is_not_passed_over(
         node.destroy()
 
 
-# ---- what is seen while user code runs --------------------------------------------------------------------
+# ---- the state that user code sees ------------------------------------------------------------------------
 
 
 class Marks(SyncObjConsumer):  # type: ignore[misc]
-    """Notes which entry PySyncObj shows while a method runs."""
+    """A consumer that records the index that PySyncObj shows while a method runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,12 +140,12 @@ class Marks(SyncObjConsumer):  # type: ignore[misc]
 
 
 def test_methods_and_callbacks_see_their_own_index(node_at: MakeNode) -> None:
-    """raftLastApplied is one less than the entry's index: live, in a backlog, and when entries come again."""
+    """Methods and callbacks see raftLastApplied as one less than their index, even in a backlog and after a restart."""
     marks, order = Marks(), []
     node = node_at(consumers=[marks])
     ticks(node, node.isReady)
     first = node.raftLastApplied + 1
-    for number in range(40):  # all under way at once
+    for number in range(40):  # all in flight at the same time
         def told(result: Any, reason: Any, number: int = number) -> None:
             order.append((number, node.raftLastApplied + 1, result))
         if number % 3:
@@ -164,7 +164,7 @@ def test_methods_and_callbacks_see_their_own_index(node_at: MakeNode) -> None:
 
 
 def test_a_method_meets_all_before_it_and_nothing_after_it(node_at: MakeNode) -> None:
-    """The state machine is at the method's own entry, and who waited for earlier ones was told, also in a backlog."""
+    """A method sees the state of the entries before it, whose callbacks were called, and no later entry."""
     told: list[bytes] = []
 
     class Node(ReplicatedStateMachine):
@@ -184,7 +184,7 @@ def test_a_method_meets_all_before_it_and_nothing_after_it(node_at: MakeNode) ->
 
 
 def test_a_method_that_returns_an_exception_has_that_result(node_at: MakeNode) -> None:
-    """An exception that is returned is a result like any other; one that is raised is none."""
+    """An exception that a method returns is its result; one that it raises is not."""
 
     class Node(ReplicatedStateMachine):
         @replicated
@@ -203,7 +203,7 @@ def test_a_method_that_returns_an_exception_has_that_result(node_at: MakeNode) -
     assert answers == [(None, FAIL_REASON.UNKNOWN_OUTCOME)]
 
 
-# ---- what user code raises --------------------------------------------------------------------------------
+# ---- errors of user code ----------------------------------------------------------------------------------
 
 
 def burst(*_: Any) -> None:
@@ -214,7 +214,7 @@ def burst(*_: Any) -> None:
 def test_a_callback_of_the_configuration_may_raise(
     node_at: MakeNode, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is logged, and the node goes on; so with one that is set later."""
+    """An error of a callback of the configuration, even of one set later, is logged, and the node continues."""
 
     class Node(ReplicatedStateMachine):
         @replicated(ver=1)
@@ -231,7 +231,7 @@ def test_a_callback_of_the_configuration_may_raise(
 
 
 def test_a_tick_callback_may_raise_and_be_removed(node_at: MakeNode, caplog: pytest.LogCaptureFixture) -> None:
-    """What it raises is logged in each tick, until it is removed."""
+    """The error of a tick callback is logged in each tick, until the callback is removed."""
     node = node_at()
     node.addOnTickCallback(burst)
     ticks(node, node.isReady)
@@ -246,7 +246,7 @@ def test_a_tick_callback_may_raise_and_be_removed(node_at: MakeNode, caplog: pyt
 def test_a_callback_of_a_call_may_raise(
     node_at: MakeNode, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """On every way to an answer, of replicated methods too."""
+    """A callback of a call, even of a replicated method, may raise on every way to an answer."""
     counter = ReplCounter()
     node = node_at(consumers=[counter], conf={"commandsQueueSize": 1, "dynamicMembershipChange": True})
     ticks(node, node.isReady)
@@ -275,8 +275,8 @@ def test_a_callback_of_a_call_may_raise(
 
 
 @pytest.mark.parametrize("how", ["destroy", "failure"])
-def test_whoever_waits_is_told_of_the_end(node_at: MakeNode, how: str) -> None:
-    """Commands of submit, of consumers and of PySyncObj's own, in the queue or on their way: each hears of it once."""
+def test_pending_calls_are_answered_at_the_end(node_at: MakeNode, how: str) -> None:
+    """At the end of a node every pending command, in the queue or in flight, gets one callback."""
     counter = ReplCounter()
     node = node_at(partners=("127.0.0.1:1",), consumers=[counter], conf={"dynamicMembershipChange": True})
     answers = Answers()
@@ -308,7 +308,7 @@ def test_whoever_waits_is_told_of_the_end(node_at: MakeNode, how: str) -> None:
 
 
 def test_an_answer_is_not_kept(node_at: MakeNode) -> None:
-    """A command that was answered, or whose caller gave up, leaves nothing, however long its timeout is."""
+    """A command that was answered, or whose caller timed out, leaves nothing in memory, however long its timeout is."""
     node = node_at()
     ticks(node, node.isReady)
     answers = Answers()
@@ -324,7 +324,7 @@ def test_an_answer_is_not_kept(node_at: MakeNode) -> None:
 
 
 def test_timeouts_come_in_their_order(node_at: MakeNode) -> None:
-    """A deadline among many that were answered is still met."""
+    """The timeout of a command among many answered ones is still met."""
     node = node_at(partners=("127.0.0.1:1",))
     answers = Answers()
     node.put(b"a", b"b", callback=answers, timeout=0.001)
@@ -336,7 +336,7 @@ def test_timeouts_come_in_their_order(node_at: MakeNode) -> None:
 
 
 def test_waiting_in_the_thread_that_ticks_is_refused(node_at: MakeNode) -> None:
-    """Without autoTick too, and for replicated methods: it would wait for itself, for ever."""
+    """A wait in the thread that ticks, which would never end, is refused, even for replicated methods."""
     counter = ReplCounter()
     node = node_at(consumers=[counter])
     ticks(node, node.isReady)
@@ -347,7 +347,7 @@ def test_waiting_in_the_thread_that_ticks_is_refused(node_at: MakeNode) -> None:
 
 
 def test_a_full_pipe_is_no_error(node_at: MakeNode) -> None:
-    """More commands than PySyncObj's wake-up pipe holds bytes, while nobody ticks: all are queued and applied."""
+    """More commands than PySyncObj's wake-up pipe has room for are all queued and applied."""
     node = node_at()
     ticks(node, node.isReady)
     answers = Answers()
@@ -358,7 +358,7 @@ def test_a_full_pipe_is_no_error(node_at: MakeNode) -> None:
 
 
 def test_a_command_that_would_depose_its_leader_is_refused(node_at: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit is named; it holds for replicated methods too."""
+    """A command above the limit, even of a replicated method, is refused with an error that names the limit."""
     monkeypatch.setattr(applying, "LARGEST_COMMAND", 100_000)
     values = ReplDict()
     node = node_at(consumers=[values])
@@ -370,7 +370,7 @@ def test_a_command_that_would_depose_its_leader_is_refused(node_at: MakeNode, mo
 
 
 def test_a_backlog_of_replicated_methods_is_read_once(node_at: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many are under way, the journal hands each out a bounded number of times."""
+    """The journal reads each entry of a backlog of replicated methods once."""
     monkeypatch.setattr(applying, "TURN", 1e9)
     counter = ReplCounter()
     node = node_at(consumers=[counter])
@@ -404,8 +404,8 @@ def test_a_backlog_of_replicated_methods_is_read_once(node_at: MakeNode, monkeyp
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_what_is_no_exception_ends_no_thread_of_pysyncobjs(node_at: MakeNode, error: type[BaseException]) -> None:
-    """Ctrl-C comes in the main thread: raised in another one by a function of the user's it is an error like any."""
+def test_a_keyboard_interrupt_does_not_end_pysyncobjs_thread(node_at: MakeNode, error: type[BaseException]) -> None:
+    """A KeyboardInterrupt or SystemExit raised by user code in PySyncObj's thread is handled like any error."""
 
     class Node(ReplicatedStateMachine):
         @replicated

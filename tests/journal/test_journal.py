@@ -1,4 +1,4 @@
-"""The journal: a Raft log with its term and vote that loses nothing to a kill, and nothing synced to a power loss."""
+"""The journal: a Raft log with term and vote. A kill loses nothing of it, and a power loss nothing that was synced."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fastsm.integrations.pysyncobj.journal import FastJournal as Journal
 from support.faulty import Disk, memory_directory
 from support.power import Drawn, NoDirectorySync, NoSync, Platter, Point, QuietDirectory
 
-LARGE = 1 << 20  # a segment above this size is not appended to any more once its front is cut
+LARGE = 1 << 20  # a segment above this size takes no more entries after its front is cut
 
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
 
 class State(NamedTuple):
-    """All that a journal holds, but the commit index."""
+    """Everything that a journal holds, except the commit index."""
 
     entries: tuple[tuple[bytes, int, int], ...]
     term: int
@@ -36,7 +36,7 @@ def state_of(journal: Journal) -> State:
 
 
 class Model:
-    """A journal as a list; `invent` does something random to it and to a journal."""
+    """A journal as a list; `invent` makes a random change to it and to a journal."""
 
     def __init__(self, seed: int, largest: int = 5000) -> None:
         self.random = random.Random(seed)
@@ -45,7 +45,7 @@ class Model:
 
     @property
     def state(self) -> State:
-        """What it is, or is becoming: it is set before the journal is told."""
+        """Return the state; it is changed before the journal is."""
         return self.history[-1]
 
     @state.setter
@@ -99,7 +99,7 @@ class Model:
 
 
 def check_reads(journal: Journal, model: Model) -> None:
-    """Every way to read agrees with the list."""
+    """Check that every way to read the journal agrees with the list."""
     entries = list(model.entries)
     assert state_of(journal) == model.state
     assert len(journal) == len(entries)
@@ -121,7 +121,7 @@ def check_reads(journal: Journal, model: Model) -> None:
 
 @pytest.mark.parametrize("durable", [False, True])
 def test_does_what_a_list_does(tmp_path: Path, durable: bool) -> None:
-    """Behind any operations, kills and clean ends the journal holds what a list of entries would."""
+    """After any operations, kills and closes the journal holds what a list of entries would."""
     model = Model(5 + durable)
     journal = Journal(tmp_path, durable=durable)
     segments = 0
@@ -156,7 +156,7 @@ def test_entries_are_checked(tmp_path: Path) -> None:
 
 
 def test_commands_are_given_to_a_state_machine(tmp_path: Path) -> None:
-    """Entries marked as a state machine's own come without the mark, the others as what stands in for them."""
+    """Entries with the state machine's mark are returned without the mark, others as the given substitute."""
     journal = Journal(tmp_path)
     for index, command in enumerate((b"Fput", b"\x00other", b"F", b""), 1):
         journal.add(command, index, 1)
@@ -169,7 +169,7 @@ def test_commands_are_given_to_a_state_machine(tmp_path: Path) -> None:
 
 
 def test_the_commit_index_is_kept(tmp_path: Path) -> None:
-    """What was written of the commit index is there again, never beyond the last entry."""
+    """The written commit index is read back, and is never beyond the last entry."""
     journal = Journal(tmp_path)
     for index in range(1, 10):
         journal.add(b"x", index, 1)
@@ -186,8 +186,8 @@ def test_the_commit_index_is_kept(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_one_owner(tmp_path: Path) -> None:
-    """A second opening is refused while the first one lives."""
+def test_a_second_opening_of_a_journal_is_refused(tmp_path: Path) -> None:
+    """A second opening is refused while the journal is open."""
     journal = Journal(tmp_path)
     with pytest.raises(LockedError):
         Journal(tmp_path)
@@ -199,7 +199,7 @@ def test_one_owner(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_changes_nothing(tmp_path: Path) -> None:
-    """Without room an entry is refused; the journal is as it was, and goes on once there is room."""
+    """An entry without room is refused and changes nothing; the journal continues when there is room."""
     disk = Disk()
     journal = Journal(tmp_path, _files=disk.files)
     journal.add(b"one", 1, 1)
@@ -216,7 +216,7 @@ def test_a_full_disk_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_after_a_failed_sync_nothing_is_written(tmp_path: Path) -> None:
-    """A sync that fails is not tried again; reads go on."""
+    """After a failed sync nothing is written or synced any more; reads still work."""
     disk = Disk()
     journal = Journal(tmp_path, durable=True, _files=disk.files)
     journal.add(b"one", 1, 1)
@@ -232,7 +232,7 @@ def test_after_a_failed_sync_nothing_is_written(tmp_path: Path) -> None:
 
 
 def test_a_new_segment_that_cannot_be_made_changes_nothing(tmp_path: Path) -> None:
-    """When the next segment cannot be created the journal goes on in the old one."""
+    """If the next segment cannot be created, the journal continues in the old one."""
     disk = Disk()
     journal = Journal(tmp_path, _files=disk.files)
     for index in range(1, 4):
@@ -256,7 +256,7 @@ def test_a_new_segment_that_cannot_be_made_changes_nothing(tmp_path: Path) -> No
 
 
 def test_every_flipped_bit_is_found_or_harmless(tmp_path: Path) -> None:
-    """After a clean close each single flipped bit is an error, or all entries, term and vote are there."""
+    """After a clean close each flipped bit is an error, or all entries, term and vote are there."""
     with memory_directory() as root:
         journal = Journal(root / "j")
         for index in range(1, 6):
@@ -282,7 +282,7 @@ def test_every_flipped_bit_is_found_or_harmless(tmp_path: Path) -> None:
 
 
 def test_a_missing_segment_is_found(tmp_path: Path) -> None:
-    """When the file of a segment is gone, opening says so."""
+    """Opening reports a missing segment."""
     journal = Journal(tmp_path)
     for index in range(1, 10):
         journal.add(bytes(LARGE), index, 1)
@@ -304,7 +304,7 @@ def test_a_missing_segment_is_found(tmp_path: Path) -> None:
 
 
 class Moment(Point):
-    """A point, and which states may be found after a power loss: those since the last sync that returned."""
+    """A point, and the states that a power loss may leave: those since the last sync that returned."""
 
     def __init__(self, platter: Platter, where: str, history: list[State], synced: int) -> None:
         super().__init__(platter, where)
@@ -312,7 +312,7 @@ class Moment(Point):
 
 
 def live(seed: int, root: Path, durable: bool, planted: type[Platter] = Platter) -> list[Moment]:
-    """A random life of a journal, with its moments."""
+    """Run a random life of a journal; return its moments."""
     model = Model(seed, 5000 if seed % 3 else 70_000)
     synced = 0
     moments: list[Moment] = []
@@ -352,7 +352,7 @@ def draw_states(moments: list[Moment], root: Path, seed: int, durable: bool, cou
                 again = state_of(journal)
                 journal.abandon()
                 if again != found:
-                    raise AssertionError("opened again, it is another one")
+                    raise AssertionError("a second opening finds another state")
                 if found not in moment.allowed:
                     raise AssertionError("not a state since the last sync")
             except (AssertionError, CorruptionError) as error:
@@ -364,7 +364,7 @@ def draw_states(moments: list[Moment], root: Path, seed: int, durable: bool, cou
 
 @pytest.mark.parametrize("durable", [False, True])
 def test_power_loss_takes_nothing_that_was_synced(durable: bool) -> None:
-    """Any mix of pages and names not synced opens as a state that there was since the last sync, again and again."""
+    """Whatever unsynced pages and names are lost, the journal opens as one of the states since the last sync, twice."""
     counts: Counter[str] = Counter()
     wrong: list[str] = []
     with memory_directory() as root:
@@ -379,7 +379,7 @@ def test_power_loss_takes_nothing_that_was_synced(durable: bool) -> None:
 
 @pytest.mark.parametrize("planted", [NoDirectorySync, NoSync])
 def test_planted_faults_are_seen(planted: type[Platter]) -> None:
-    """The simulator sees a journal whose syncs do not happen."""
+    """The simulator finds a journal whose syncs do not happen."""
     counts: Counter[str] = Counter()
     wrong: list[str] = []
     with memory_directory() as root:
@@ -389,8 +389,8 @@ def test_planted_faults_are_seen(planted: type[Platter]) -> None:
     assert wrong
 
 
-def test_what_is_in_doubt_is_written_again(tmp_path: Path) -> None:
-    """The first sync after a kill covers what the process before wrote, although the cache has it already."""
+def test_the_first_sync_after_a_kill_rewrites_unsynced_frames(tmp_path: Path) -> None:
+    """The first sync after a kill rewrites what the killed process wrote, although the cache has it already."""
     disk = Disk()
     journal = Journal(tmp_path, durable=True)
     journal.add(b"in doubt", 1, 1)
@@ -404,8 +404,8 @@ def test_what_is_in_doubt_is_written_again(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_what_was_found_is_no_work_for_the_first_entry(tmp_path: Path) -> None:
-    """What an earlier life appended is not made present, nor given to the disk, by what is appended after it."""
+def test_new_entries_start_no_writeback_of_found_ones(tmp_path: Path) -> None:
+    """New entries do not start writeback of entries that an earlier process appended."""
     journal = Journal(tmp_path)
     for index in range(1, 7):
         journal.add(bytes(1_000_000), index, 1)
@@ -425,8 +425,8 @@ def test_what_was_found_is_no_work_for_the_first_entry(tmp_path: Path) -> None:
 
 # ---- pointers -------------------------------------------------------------------------------------------------
 
-def test_nothing_is_no_command(tmp_path: Path) -> None:
-    """None in the place of a command is a TypeError, and nothing is appended."""
+def test_none_is_not_a_command(tmp_path: Path) -> None:
+    """None as a command is a ``TypeError``, and nothing is appended."""
     nothing: Any = None
     with closing(Journal(tmp_path / "journal")) as journal:
         for call in (journal.add, journal.rebase):
@@ -436,7 +436,7 @@ def test_nothing_is_no_command(tmp_path: Path) -> None:
 
 
 def test_a_slice_whose_numbers_remove_entries(tmp_path: Path) -> None:
-    """A slice whose own ``__index__`` cuts the journal gives what is still there, and reads nothing beyond."""
+    """A slice whose ``__index__`` cuts the journal returns the entries that are left, and reads nothing beyond."""
     with closing(Journal(tmp_path / "journal")) as journal:
         for i in range(1, 100):
             journal.add(b"command-%d" % i, i, 1)
@@ -450,7 +450,7 @@ def test_a_slice_whose_numbers_remove_entries(tmp_path: Path) -> None:
 
 
 def test_the_commit_index_never_passes_the_last_entry(tmp_path: Path) -> None:
-    """What removes entries takes the commit index back with them, in memory and after reopening."""
+    """Removing entries also moves the commit index back, in memory and after reopening."""
     journal = Journal(tmp_path)
     for index in (5, 6, 7):
         journal.add(b"", index, 1)
@@ -471,7 +471,7 @@ def test_the_commit_index_never_passes_the_last_entry(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [0, 1, 5, 6, 7, 2**63, 2**64 - 5, 2**64 - 1])
 @pytest.mark.parametrize("index", [0, 1, 4, 5, 10, 11, 2**64 - 1])
 def test_ranges_of_any_size_end_where_the_entries_do(tmp_path: Path, index: int, count: int) -> None:
-    """A range that reaches beyond the last entry gives what is there; one that starts outside, nothing."""
+    """A range beyond the last entry returns the entries that exist; one that starts outside returns nothing."""
     journal = Journal(tmp_path)
     for each in range(4, 11):
         journal.add(b"c%d" % each, each, 1)

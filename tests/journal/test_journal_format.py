@@ -1,4 +1,4 @@
-"""A journal, read by the page of formats alone."""
+"""A journal, read from docs/format.md alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Item = tuple[int, int, int, bytes]  # kind, index, term, data
 
 
 def items_of(path: Path) -> Iterator[Item]:
-    """The items of a segment, every field of header and frames checked."""
+    """Yield the items of a segment, and check every field of header and frames."""
     content = path.read_bytes()
     magic, version, zero, number, identity, zeros, checksum = struct.unpack("<8sIIQQ56sQ", content[:96])
     assert (magic, version, zero, zeros) == (b"FASTSM-J", 0, 0, bytes(56))
@@ -40,7 +40,7 @@ def items_of(path: Path) -> Iterator[Item]:
 
 
 def newest_of(directory: Path) -> tuple[int, int]:
-    """The number of the newest segment, and of those given up, as NEWEST says; its identity is checked."""
+    """Return the numbers of the newest segment and of the last one given up, from NEWEST; check its identity."""
     content = (directory / "NEWEST").read_bytes()
     magic, version, zero, number, identity, given_up, checksum = struct.unpack("<8sIIQQQQ", content)
     assert (magic, version, zero) == (b"FASTSM-N", 0, 0)
@@ -73,8 +73,8 @@ def test_items_are_as_the_page_says(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_segment_goes_on_behind_another(tmp_path: Path) -> None:
-    """The first item of a new segment says what those before it came to."""
+def test_a_segment_continues_the_one_before(tmp_path: Path) -> None:
+    """The first item of a new segment sums up the earlier segments."""
     journal = Journal(tmp_path, durable=True)
     for index in (5, 6, 7):
         journal.add(bytes(1 << 20), index, 3)

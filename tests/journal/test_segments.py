@@ -1,4 +1,4 @@
-"""Segments of the journal come and go: what a failed call, a thread or a damaged byte in between may leave."""
+"""New and removed segments of the journal, with failing calls, other threads and damaged bytes in between."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LARGE = bytes(40_000)
 
 
 def files_that(**changes: Callable[..., Any]) -> type[Directory]:
-    """The seam to the system, with some of its calls replaced."""
+    """Return a seam to the system with some of its methods replaced."""
     return type("Files", (Directory,), changes)
 
 
@@ -33,7 +33,7 @@ def segments_in(path: Path) -> list[str]:
 
 
 def filled(path: Path, files: type[Directory] = Directory, *, durable: bool = True, segments: int = 1) -> Journal:
-    """A journal of so many full segments, and a last one that is empty but for one entry."""
+    """Return a journal with a number of full segments, and a last one with a single entry."""
     journal = Journal(path, durable=durable, _files=files)
     journal.set_vote(7, "me")
     index = 0
@@ -53,7 +53,7 @@ def filled(path: Path, files: type[Directory] = Directory, *, durable: bool = Tr
 def test_after_a_segment_that_could_not_be_synced_nothing_more_is_written(
     tmp_path: Path, prepared: bool, goes_on: bool
 ) -> None:
-    """Its state names where the one before it ended; so neither goes on, and what was synced is there."""
+    """If a new segment's first sync fails, the journal takes no more entries, and synced entries are there."""
     failing = threading.Event()
 
     def sync(self: Any, fd: Any) -> None:
@@ -80,7 +80,7 @@ def test_after_a_segment_that_could_not_be_synced_nothing_more_is_written(
 
 
 def test_a_segment_set_aside_during_a_removal_stays_until_the_next_one(tmp_path: Path) -> None:
-    """What the removal's syncs did not cover replaces nothing yet."""
+    """A segment that is set aside during a removal is removed by the next one, whose syncs cover its replacement."""
     during: list[Callable[[], None]] = []
 
     def sync(self: Any, fd: Any) -> None:
@@ -109,7 +109,7 @@ def test_a_segment_set_aside_during_a_removal_stays_until_the_next_one(tmp_path:
 
 
 def test_segments_go_one_after_the_other(tmp_path: Path) -> None:
-    """A removal that fails is tried again; each is durable before the next one begins: the numbers never have a gap."""
+    """A failed removal is retried, and each is durable before the next one, so that numbers never have a gap."""
     calls: list[str] = []
     failing = threading.Event()
 
@@ -138,7 +138,7 @@ def test_segments_go_one_after_the_other(tmp_path: Path) -> None:
 
 
 def test_a_journal_that_lost_its_beginning_is_no_new_one(tmp_path: Path) -> None:
-    """Damage in the first frame of the only segment that is left: term and vote were there, and are not forgotten."""
+    """Damage in the first frame of the only segment is corruption: its term and vote must not be forgotten."""
     journal = filled(tmp_path / "j", durable=False)
     journal.truncate_before(31)
     journal.remove_retired()

@@ -1,4 +1,4 @@
-"""The tree of places that ordered reads use: any keys, any order of coming, at a cost that is counted."""
+"""The tree of places that ordered reads use: correct for any keys in any order, at a counted cost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SHAPES = {
 
 
 def put_all(machine: FastStateMachine, keys: Iterable[bytes], size: int = 1000) -> None:
-    """Puts keys, so many in an entry."""
+    """Put keys, `size` of them in each entry."""
     keys = list(keys)
     for first in range(0, len(keys), size):
         some = keys[first:first + size]
@@ -42,13 +42,13 @@ def put_all(machine: FastStateMachine, keys: Iterable[bytes], size: int = 1000) 
 
 
 def delete_all(machine: FastStateMachine, keys: Iterable[bytes]) -> None:
-    """Deletes keys in one entry."""
+    """Delete keys in one entry."""
     index = machine.last_applied().index + 1
     machine.apply([(index, 1, fastsm.batch([fastsm.delete(key) for key in keys]))])
 
 
 def order_of(machine: FastStateMachine) -> Order:
-    """The order, which is in use."""
+    """Return the order, which must be in use."""
     order = inside(machine).order()
     assert order is not None
     return order
@@ -59,12 +59,12 @@ def order_of(machine: FastStateMachine) -> Order:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_keys_of_any_shape_are_sorted(directory: Path, machine_at: Opener, shape: str) -> None:
-    """Built from the table, and kept up as keys come: both give the keys as ``sorted`` does."""
+    """An order that is built from the table, and then updated with new keys, gives the keys as ``sorted`` does."""
     keys = SHAPES[shape]
     machine = machine_at(directory, auto_compact=False)
     put_all(machine, keys[::2])
     assert [key for key, _ in machine.ordered()] == sorted(set(keys[::2]))
-    put_all(machine, keys[1::2])  # many at once
+    put_all(machine, keys[1::2])  # many between two reads
     inside(machine).check()
     assert [key for key, _ in machine.ordered()] == sorted(set(keys))
     order_of(machine).forget()
@@ -73,7 +73,7 @@ def test_keys_of_any_shape_are_sorted(directory: Path, machine_at: Opener, shape
 
 @pytest.mark.parametrize("piece", [1, 3, 255, 256, 257, 5_000])
 def test_new_keys_come_in_pieces_of_any_size(directory: Path, machine_at: Opener, piece: int) -> None:
-    """Keys that come between two reads, one or thousands, are all there, with those of the reads before."""
+    """New keys between two reads, one or thousands, are all in order, together with the earlier ones."""
     machine = machine_at(directory, ordered=True)
     keys = SHAPES["random"][:max(600, 4 * piece)]
     for first in range(0, len(keys), piece):
@@ -85,7 +85,7 @@ def test_new_keys_come_in_pieces_of_any_size(directory: Path, machine_at: Opener
 
 
 def test_a_key_that_comes_again_has_one_entry(directory: Path, machine_at: Opener) -> None:
-    """Deleted and put again, with and without a read between, in one piece or over and over: one entry each."""
+    """A key that is deleted and put again, once or often, with or without a read between, has one entry."""
     machine = machine_at(directory, ordered=True)
     keys = SHAPES["random"][:50]
     for times in range(1, 8):
@@ -103,12 +103,12 @@ def test_a_key_that_comes_again_has_one_entry(directory: Path, machine_at: Opene
     assert machine.scan().entries == []
 
 
-# ---- what it costs, counted ----------------------------------------------------------------------------
+# ---- the counted cost ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", ["random", "rising", "falling", "a shared kilobyte", "many shared kilobytes"])
 def test_building_looks_at_each_key_a_few_times(directory: Path, machine_at: Opener, shape: str) -> None:
-    """Steps of sorting grow as n log n, however much the keys share."""
+    """Building the order takes fewer than 4 n log n comparisons, however long the keys' common prefixes are."""
     machine = machine_at(directory)
     put_all(machine, SHAPES[shape])
     inside(machine).ask_for_order()
@@ -118,7 +118,7 @@ def test_building_looks_at_each_key_a_few_times(directory: Path, machine_at: Ope
 
 @pytest.mark.parametrize("shape", ["random", "rising", "falling", "a shared kilobyte"])
 def test_an_insert_and_a_scan_in_turns_cost_a_search(directory: Path, machine_at: Opener, shape: str) -> None:
-    """Always the smallest key, always the greatest or any: each insert and each scan is a few dozen comparisons."""
+    """An insert and a scan take a few dozen comparisons, whether the new key is the smallest, the greatest or any."""
     machine = machine_at(directory, ordered=True)
     put_all(machine, SHAPES[shape][:-2000])
     machine.scan(limit=1)
@@ -134,8 +134,8 @@ def test_an_insert_and_a_scan_in_turns_cost_a_search(directory: Path, machine_at
 
 
 def test_deletes_of_a_prefix_between_scans_are_paid_once(directory: Path, machine_at: Opener) -> None:
-    """The first scan over 60,000 deleted keys walks over them, the next ones do not, in both directions."""
-    machine = machine_at(directory)  # fewer than a thread would be called for
+    """Only the first scan across 60,000 deleted keys walks over them, in both directions."""
+    machine = machine_at(directory)  # fewer deletes than a thread would be started for
     put_all(machine, [b"b%06d" % i for i in range(60_000)] + [b"a", b"c"])
     for reverse in (False, True):
         machine.scan()
@@ -156,7 +156,7 @@ def test_deletes_of_a_prefix_between_scans_are_paid_once(directory: Path, machin
 
 @pytest.mark.parametrize("held", [False, True])
 def test_deletes_between_scans_cost_the_same_in_turns(directory: Path, machine_at: Opener, held: bool) -> None:
-    """A queue: put at one end, delete at the other, scan its head; with an iterator open, or none."""
+    """In a queue, a put, a delete and a scan of its head have a constant cost, with and without an open iterator."""
     machine = machine_at(directory)
     put_all(machine, [b"%08d" % i for i in range(5_000)])
     iterator = machine.ordered() if held else None
@@ -174,7 +174,7 @@ def test_deletes_between_scans_cost_the_same_in_turns(directory: Path, machine_a
 
 
 def test_more_deletes_than_that_are_cleared_away_by_a_thread(directory: Path, machine_at: Opener) -> None:
-    """Where most entries are of deleted keys, the tree is built anew, and reads meanwhile are right."""
+    """If most entries belong to deleted keys, the tree is rebuilt, and reads before that are correct."""
     machine = machine_at(directory)
     put_all(machine, [b"b%06d" % i for i in range(100_000)] + [b"a", b"c"])
     assert machine.count(b"a", b"d") == 100_002
@@ -185,7 +185,7 @@ def test_more_deletes_than_that_are_cleared_away_by_a_thread(directory: Path, ma
 
 
 def test_overwrites_cost_a_lookup_once(directory: Path, machine_at: Opener) -> None:
-    """Entries of overwritten records are brought up to date by the first scan over them."""
+    """Overwrites add neither entries nor new keys to the order, and a scan and a count then find every key."""
     machine = machine_at(directory, ordered=True)
     keys = SHAPES["rising"]
     put_all(machine, keys)
@@ -199,7 +199,7 @@ def test_overwrites_cost_a_lookup_once(directory: Path, machine_at: Opener) -> N
 
 @pytest.mark.parametrize("pattern", ["rising", "falling", "random", "a gap"])
 def test_at_rest_a_key_takes_less_than_twelve_bytes(directory: Path, machine_at: Opener, pattern: str) -> None:
-    """In whatever order keys come, nodes take no more memory than they use."""
+    """The order takes less than 12 bytes per key, in whatever order keys are put."""
     keys = {
         "rising": [b"%08d" % i for i in range(60_000)], "falling": [b"%08d" % -i for i in range(-60_000, 0)],
         "random": [b"%08d" % i for i in random.Random(1).sample(range(60_000), 60_000)],
@@ -215,26 +215,26 @@ def test_at_rest_a_key_takes_less_than_twelve_bytes(directory: Path, machine_at:
 
 
 def test_without_reads_the_order_stays_in_proportion_to_the_keys(directory: Path, machine_at: Opener) -> None:
-    """Keys that come and go while nobody reads leave no more than a share of what is live, and a fixed rest."""
+    """Without reads, the order's entries stay below twice the number of live keys, plus a constant."""
     machine = machine_at(directory, ordered=True)
     keys = [b"%08d" % i for i in range(200_000)]
     for first in range(0, len(keys), 2_000):
         put_all(machine, keys[first:first + 2_000])
         if first >= 20_000:
             delete_all(machine, keys[first - 20_000:first - 18_000])
-        inside(machine).keep_order()  # what a thread does when it is called for
+        inside(machine).keep_order()  # done by a thread when it is due
     order = order_of(machine)
     assert order.entries + order.fresh_keys < 2 * machine.len() + (1 << 16) + 10_000
     assert [key for key, _ in machine.ordered()] == keys[-20_000:]
 
 
-def test_nothing_is_paid_before_the_order_is_asked_for(directory: Path, machine_at: Opener) -> None:
-    """Without an ordered read there is no order, and none comes with compaction, reset or reopening."""
+def test_there_is_no_order_before_the_first_ordered_read(directory: Path, machine_at: Opener) -> None:
+    """Without an ordered read there is no order, and compaction, reset and reopening do not build one."""
     machine = machine_at(directory, retain_entries=0)
     put_all(machine, SHAPES["random"])
     machine.compact()
     assert dict(machine.items())
-    assert machine.count() == len(SHAPES["random"])  # the table knows
+    assert machine.count() == len(SHAPES["random"])  # answered from the table
     assert inside(machine).order() is None
     machine.clear()
     machine.close()
@@ -249,7 +249,7 @@ def test_nothing_is_paid_before_the_order_is_asked_for(directory: Path, machine_
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_compaction_makes_the_order_anew(directory: Path, machine_at: Opener, shape: str) -> None:
-    """Keys in the tree, new ones not sorted in, deleted ones: the next generation has its order before it is taken."""
+    """A compaction builds the order of the next generation, with new and without deleted keys, before the switch."""
     keys = SHAPES[shape]
     machine = machine_at(directory, auto_compact=False, retain_entries=0)
     third = len(keys) // 3
@@ -268,8 +268,8 @@ def test_a_compaction_makes_the_order_anew(directory: Path, machine_at: Opener, 
     assert [key for key, _ in machine.ordered()] == sorted(left)
 
 
-def test_what_is_applied_during_a_compaction_is_in_order(directory: Path, machine_at: Opener) -> None:
-    """Keys that are deleted, come again or come first during a compaction, are in the next order, once each."""
+def test_keys_applied_during_a_compaction_are_in_order(directory: Path, machine_at: Opener) -> None:
+    """Keys that are new, deleted, or put again during a compaction are correct, and once, in the next order."""
     dice = random.Random(7)
     keys = SHAPES["random"][:3000]
     expected = set(keys)
@@ -285,7 +285,7 @@ def test_what_is_applied_during_a_compaction_is_in_order(directory: Path, machin
         expected.difference_update(some)
         expected.update(again[2:])
         if dice.random() < 0.5:
-            machine.scan(again[2], limit=1)  # takes entries of deleted keys off, and sorts new ones in
+            machine.scan(again[2], limit=1)  # removes entries of deleted keys, and sorts new ones in
 
     for _ in range(3):
         machine.compact(progress=meddle)

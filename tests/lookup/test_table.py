@@ -1,4 +1,4 @@
-"""The hash table: against a dict, through growth and emptiness, and against keys chosen to collide."""
+"""The hash table: compared with a dict, growing and emptied, and attacked with keys that collide."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Records:
         self.arena = bytearray(64)
 
     def add(self, key: bytes) -> int:
-        """Appends a record with an empty value; gives its place."""
+        """Append a record with an empty value; return its place."""
         place = len(self.arena)
         self.arena += struct.pack("<QIHBB", 1, 0, len(key), 1, 0) + key + bytes(-len(key) % 8)
         return place
 
 
 def filled(keys: Iterable[bytes], **options: object) -> tuple[Table, Records, dict[bytes, int]]:
-    """A table with a record for each key."""
+    """Return a table with a record for each key."""
     table, records, model = Table(**options), Records(), {}
     for key in keys:
         model[key] = records.add(key)
@@ -45,11 +45,11 @@ def assert_same(table: Table, records: Records, model: dict[bytes, int]) -> None
     table.check(records.arena)
 
 
-# ---- against a dict ----------------------------------------------------------------------------------
+# ---- compared with a dict ----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("seed", range(3))
 def test_table_does_what_a_dict_does(seed: int) -> None:
-    """Random inserts, overwrites, deletes and lookups give what a dict gives, the old place included."""
+    """Random inserts, overwrites, deletes and lookups return what a dict does, including old places."""
     rng = random.Random(seed)
     table, records, model = Table(), Records(), {}
     keys = [rng.randbytes(rng.choice([0, 1, 7, 8, 9, 30, 500])) for _ in range(6_000)]
@@ -71,7 +71,7 @@ def test_table_does_what_a_dict_does(seed: int) -> None:
 
 
 def test_keys_of_any_length_and_content_are_told_apart() -> None:
-    """The empty key, keys of zeros and prefixes of each other are keys of their own, up to the largest."""
+    """The empty key, keys of zeros, and prefixes of other keys are different keys, up to the largest size."""
     keys = [bytes(size) for size in range(300)] + [bytes(65_535), bytes(65_534) + b"\1", b"\xff" * 65_535]
     table, records, model = filled(keys)
     assert len(model) == 303
@@ -79,7 +79,7 @@ def test_keys_of_any_length_and_content_are_told_apart() -> None:
 
 
 def test_table_grows_segment_by_segment() -> None:
-    """50,000 keys are all there; memory grows by a segment at a time, to 8 to 24 bytes a key."""
+    """50,000 keys are all there, and memory grows one segment at a time, to 8 to 24 bytes per key."""
     table, records, model = Table(), Records(), {}
     sizes = set()
     for number in range(50_000):
@@ -97,7 +97,7 @@ def test_table_grows_segment_by_segment() -> None:
 
 
 def test_segments_do_not_split_all_at_once() -> None:
-    """They fill alike: with one limit for all, most would split within a few thousand keys, and that is a pause."""
+    """At most five segments split within 1,000 keys, because their limits differ: many splits would be a pause."""
     table, records = Table((1, 2)), Records()
     sizes = []
     for number in range(210_000):
@@ -110,7 +110,7 @@ def test_segments_do_not_split_all_at_once() -> None:
 
 
 def test_table_empties_and_fills_again() -> None:
-    """Deleting every key leaves nothing behind: as often as it is repeated, nothing grows and misses end."""
+    """After deleting every key, again and again, nothing has grown, and lookups of missing keys end."""
     table, records, model = filled(b"key %d" % number for number in range(20_000))
     size = table.size
     for _ in range(3):
@@ -126,8 +126,8 @@ def test_table_empties_and_fills_again() -> None:
         assert table.size == size
 
 
-def test_deletion_leaves_no_scars() -> None:
-    """Keys that come and go for long, as in a queue, leave the table sound and no larger."""
+def test_long_deletion_leaves_the_table_sound() -> None:
+    """Inserting and deleting for long, as in a queue, leaves the table sound and no larger."""
     table, records, model = filled(b"key %d" % number for number in range(2_500))
     size = table.size
     for number in range(2_500, 15_000):
@@ -144,7 +144,7 @@ def test_deletion_leaves_no_scars() -> None:
 
 
 def test_misses_end_in_a_full_segment() -> None:
-    """In a table as full as it gets, looking for what is not there ends, for every home."""
+    """In the fullest possible table, a lookup of a missing key ends, for every home slot."""
     table, records, model = filled([])
     one_segment = table.size
     while table.size == one_segment:
@@ -162,19 +162,19 @@ def test_misses_end_in_a_full_segment() -> None:
 # ---- seeds -------------------------------------------------------------------------------------------
 
 def test_each_table_draws_its_own_seed() -> None:
-    """Two tables hash under different seeds, unless told."""
+    """Two tables have different seeds, unless a seed is given."""
     assert Table().seed != Table().seed
     assert Table(seed=(3, 4)).seed == (3, 4)
 
 
 def test_attackers_hash_is_the_tables() -> None:
-    """The hashes that the attacks below are made from are the table's own."""
+    """The hashes that the attacks below use are the table's own."""
     hashes = hashes_of_numbers(1_000, 1_100)
     assert hashes.tolist() == [siphash(key_of(number)) for number in range(1_000, 1_100)]
 
 
 def assert_defended(keys: list[bytes]) -> None:
-    """Under the seed that the keys were chosen for, the table changes its seed, and loses nothing."""
+    """Check that a table with the seed that the keys were chosen for draws a new seed, and loses nothing."""
     table, records, model = filled(keys, seed=(0, 0))
     assert table.rebuilds == 1
     assert table.seed != (0, 0)
@@ -186,7 +186,7 @@ def assert_defended(keys: list[bytes]) -> None:
 
 
 def test_keys_of_one_tag_make_a_new_seed() -> None:
-    """18 keys whose hashes agree in home and tag, found among 50 million, end the seed that they know."""
+    """18 keys whose hashes agree in home and tag, found among 50 million, make the table draw a new seed."""
     numbers = [
         2794220, 6026069, 8756600, 10737208, 13393613, 16260512, 17865118, 22924672, 23599826,
         25180619, 26412239, 26416387, 33162295, 35825907, 37149159, 39151976, 43312423, 49667820,
@@ -197,7 +197,7 @@ def test_keys_of_one_tag_make_a_new_seed() -> None:
 
 
 def test_sixteen_keys_of_one_tag_are_no_attack() -> None:
-    """As many keys of one tag as a probe may still meet live together under the old seed."""
+    """16 keys of one tag, the most that a probe may meet, do not change the seed."""
     numbers = [
         2794220, 6026069, 8756600, 10737208, 13393613, 16260512, 17865118, 22924672, 23599826,
         25180619, 26412239, 26416387, 33162295, 35825907, 37149159, 39151976,
@@ -209,7 +209,7 @@ def test_sixteen_keys_of_one_tag_are_no_attack() -> None:
 
 
 def test_keys_of_one_neighbourhood_make_a_new_seed() -> None:
-    """Keys whose homes are all within 16 slots would be probed one by one: the table draws a new seed."""
+    """Keys whose homes are all within 16 slots, which would need long probes, make the table draw a new seed."""
     numbers: list[int] = []
     for start, hashes in numbers_and_hashes():
         numbers += (np.nonzero((hashes >> np.uint64(12) & np.uint64(0xFFF)) < 16)[0] + start).tolist()
@@ -219,7 +219,7 @@ def test_keys_of_one_neighbourhood_make_a_new_seed() -> None:
 
 
 def keys_of_one_segment(bits: int, count: int, one_a_home: bool) -> list[bytes]:
-    """Keys whose hashes start with so many zeros: splitting segments does not part them."""
+    """Return keys whose hashes start with `bits` zero bits, so that splitting segments does not separate them."""
     numbers: list[int] = []
     homes: set[int] = set()
     for start, hashes in numbers_and_hashes():
@@ -234,17 +234,17 @@ def keys_of_one_segment(bits: int, count: int, one_a_home: bool) -> list[bytes]:
 
 
 def test_keys_that_share_their_segment_make_a_new_seed() -> None:
-    """More keys than a segment holds, that no split can part, make a new seed, not an error."""
+    """More keys than a segment holds, which no split can separate, cause a new seed, not an error."""
     assert_defended(keys_of_one_segment(9, 4_300, one_a_home=False))
 
 
 def test_keys_that_share_their_segment_but_no_home_make_a_new_seed() -> None:
-    """The same with one key for each home: no probe is long, and still the segment is not just full."""
+    """Keys that no split can separate cause a new seed even if each has a home slot of its own."""
     assert_defended(keys_of_one_segment(9, 4_060, one_a_home=True))
 
 
 def test_a_rebuilt_table_goes_on() -> None:
-    """After a new seed the table grows and shrinks as before."""
+    """After a rebuild with a new seed the table grows and shrinks as before."""
     numbers: list[int] = []
     for start, hashes in numbers_and_hashes():
         numbers += (np.nonzero((hashes >> np.uint64(12) & np.uint64(0xFFF)) < 16)[0] + start).tolist()

@@ -1,4 +1,4 @@
-"""The entry-term index, against a dict that is told every entry."""
+"""The entry-term index, compared with a dict of every entry."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ LARGEST = 2**64 - 2
 
 
 def naive(runs: list[tuple[int, int]], seen: int) -> dict[int, int]:
-    """The certain term of every index, from runs `(last, term)` as frames carry them."""
+    """Return the certain term of every index, from runs `(last, term)` as frames carry them."""
     terms: dict[int, int] = {}
-    entries: list[tuple[int, int]] = []  # index and term of what was seen for sure: the ends of runs
+    entries: list[tuple[int, int]] = []  # index and term of entries that were certainly seen: the ends of runs
     for last, term in runs:
         if term != GAP:
             terms.update(dict.fromkeys(range(seen + 1, last + 1), term))
@@ -79,7 +79,7 @@ def test_many_are_found_as_one_by_one(
 
 
 def test_many_keep_their_shape_and_take_any_layout() -> None:
-    """The result has the shape of the ids; ids may be strided, empty, or of another integer type."""
+    """The result has the shape of the ids, which may be strided, empty, or of another integer type."""
     terms = Terms()
     terms.extend(10, 1)
     terms.extend(20, 2)
@@ -131,7 +131,7 @@ def test_many_elections_are_found() -> None:
 
 
 def test_gaps_are_unknown_until_both_sides_have_one_term() -> None:
-    """A gap between two terms stays unknown; between equal terms the index in it is proven."""
+    """An index in a gap has a known term only if the entries on both sides have the same term."""
     terms = Terms()
     terms.extend(5, GAP)
     assert [terms.get(index) for index in (0, 1, 5, 6)] == [None] * 4
@@ -145,8 +145,8 @@ def test_gaps_are_unknown_until_both_sides_have_one_term() -> None:
     assert terms.runs() == [(6, 12, 3), (15, 15, 4)]
 
 
-def test_terms_behind_a_base() -> None:
-    """An index that starts after an entry knows nothing of that entry and those before it."""
+def test_terms_after_a_base() -> None:
+    """An index that starts after a base does not know the terms of the base's entry and earlier ones."""
     terms = Terms(1_000)
     assert terms.seen == 1_000
     terms.extend(1_003, 9)
@@ -154,7 +154,7 @@ def test_terms_behind_a_base() -> None:
 
 
 def test_largest_indexes_and_terms() -> None:
-    """The largest index and the largest term are as good as any; 0 is a term, too."""
+    """The largest index, the largest term and the term 0 are valid."""
     terms = Terms(LARGEST - 2)
     terms.extend(LARGEST - 1, 0)
     terms.extend(LARGEST, LARGEST)
@@ -165,6 +165,6 @@ def test_largest_indexes_and_terms() -> None:
 
 @pytest.mark.parametrize("wrong", [-1, 2**64])
 def test_indexes_that_are_none(wrong: int) -> None:
-    """What is no unsigned 64-bit number is an OverflowError, not another index."""
+    """A number outside of unsigned 64 bits is an ``OverflowError``, and does not wrap to another index."""
     with pytest.raises(OverflowError):
         Terms().get(wrong)

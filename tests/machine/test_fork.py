@@ -1,4 +1,4 @@
-"""A forked child: its copy of a machine is of no use, and does no harm to the parent's."""
+"""A forked child: its copy of a machine cannot be used, and does no harm to the parent's."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def use(machine, view):
 
 
 def child(machine, view):
-    signal.alarm(30)  # so that a child that waits for ever fails the test
+    signal.alarm(30)  # so that a child that hangs fails the test
     use(machine, view)
     if ending == "_exit":
         os._exit(7)
@@ -102,7 +102,7 @@ with fastsm.FastStateMachine(path) as machine:
 
 @pytest.mark.parametrize("ending", ["_exit", "exit", "exception", "signal", "close"])
 def test_forked_child_is_refused_and_harms_nothing(ending: str, directory: Path) -> None:
-    """In the child every use is a NotRunningError; however it ends, the parent's files and lock stay as they were."""
+    """In a child every use is a ``NotRunningError``; however the child ends, the parent's files and lock stay."""
     rounds = 10
     result = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PARENT, str(directory), ending, str(rounds)],
@@ -122,7 +122,7 @@ def test_forked_child_is_refused_and_harms_nothing(ending: str, directory: Path)
 
 @pytest.mark.parametrize("busy", ["flush", "apply"])
 def test_fork_while_another_thread_is_inside(busy: str, directory: Path) -> None:
-    """A child forked while a thread of the parent has the turn, or syncs, neither hangs nor harms."""
+    """A child forked while a thread of the parent writes or syncs does not hang and does no harm."""
     script = f"""
 import fastsm, os, signal, sys, threading, time
 from fastsm.disk.files import Directory

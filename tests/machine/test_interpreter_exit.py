@@ -1,4 +1,4 @@
-"""The end of the interpreter: objects are finalized when no other thread goes on, and nobody may wait for one."""
+"""The end of the interpreter: objects are finalized when no other thread runs, and must not wait for one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 PATIENCE = 60  # seconds
 
-# Not in `__main__`, whose globals threads that use them would keep from being finalized.
+# A module of its own: threads that use globals of `__main__` would keep those from being finalized.
 WORK = """
 import sys, threading, time
 import fastsm
@@ -60,7 +60,7 @@ def orders(machine):
 def close(machine):
     try:
         machine.close()
-    except fastsm.NotRunningError:  # a thread is amid a write, and will be for ever
+    except fastsm.NotRunningError:  # a thread is within a write, and will never finish it
         pass
 
 def checksum(machine):
@@ -108,8 +108,8 @@ owner = Owner(machine, getattr(work, sys.argv[3]))
     + [("waits", end) for end in ("checksum", "snapshot", "opens", "scan")]
     + [("orders", end) for end in ("close", "scan")],
 )
-def test_a_finalizer_at_the_end_of_the_interpreter_waits_for_nobody(work: str, end: str, tmp_path: Path) -> None:
-    """Whatever other threads were in the middle of, and however long the work is that a thread would do otherwise."""
+def test_a_finalizer_at_the_end_of_the_interpreter_waits_for_no_thread(work: str, end: str, tmp_path: Path) -> None:
+    """A finalizer at the interpreter's end finishes its work, even long work, whatever other threads were doing."""
     (tmp_path / "work.py").write_text(WORK)
     (tmp_path / "main.py").write_text(MAIN)
     ended = subprocess.run(

@@ -1,4 +1,4 @@
-"""Nothing grows, however often a state is written, snapshotted, installed, compacted, looked at and closed.
+"""Nothing grows, however often a state is written, snapshotted, installed, compacted, read and closed.
 
 ``python -m tests.leaks --rounds 5000`` is the same for longer.
 """
@@ -25,15 +25,15 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_nothing_grows() -> None:
-    """Memory, descriptors, maps and Python's blocks are after a hundred rounds what they were after twenty."""
+def test_memory_and_descriptors_do_not_grow() -> None:
+    """Memory, descriptors, maps and Python's blocks are the same after a hundred rounds as after twenty."""
     ended = run("--rounds", "100")
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 @pytest.mark.parametrize("kind", ["private_bytes", "virtual_bytes", "descriptors", "maps", "blocks"])
 def test_a_leak_is_found(kind: str) -> None:
-    """One of each kind, in every round."""
+    """A leak of each kind, if it occurs in every round, is found."""
     ended = run("--rounds", "25", "--plant", kind)
     assert (ended.returncode, ended.stderr) == (1, "")
     assert f"{kind} grow" in ended.stdout

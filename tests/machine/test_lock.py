@@ -1,4 +1,4 @@
-"""The lock: one owner at a time, and nothing to clean up after a killed one."""
+"""The lock: there is one owner at a time, and nothing to clean up after an owner was killed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if "fork" in sys.argv:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(writing, b"x")  # by now it has given up the lock's descriptor
+        os.write(writing, b"x")  # by now the child has closed the lock's descriptor
         time.sleep(60)
         os._exit(0)
     os.read(reading, 1)
@@ -54,10 +54,10 @@ while won < rounds:
 
 @contextmanager
 def process(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """A Python process that runs the script; it is killed at the end of the block."""
+    """Run the script in a Python process, which is killed at the end of the block."""
     child = subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)],
-        stdout=subprocess.PIPE, text=True, cwd="/",  # where no fastsm/ hides the installed one
+        stdout=subprocess.PIPE, text=True, cwd="/",  # there no fastsm/ hides the installed package
     )
     try:
         yield child
@@ -67,7 +67,7 @@ def process(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
 
 
 def read_until_ready(child: subprocess.Popen[str]) -> list[str]:
-    """The lines before the one that says so."""
+    """Return the lines before the one that says "ready"."""
     assert child.stdout is not None
     lines = []
     for line in child.stdout:
@@ -78,7 +78,7 @@ def read_until_ready(child: subprocess.Popen[str]) -> list[str]:
 
 
 def test_second_opening_by_this_process_is_a_locked_error(directory: Path) -> None:
-    """The error names the directory and says that the holder is this very process."""
+    """The error names the directory and says that this process is the holder."""
     with FastStateMachine(directory) as machine:
         with pytest.raises(LockedError, match="this process") as caught:
             FastStateMachine(directory)
@@ -88,8 +88,8 @@ def test_second_opening_by_this_process_is_a_locked_error(directory: Path) -> No
         assert machine.last_applied() == LogId(1, 1)
 
 
-def test_opening_beside_another_process_is_a_locked_error(directory: Path) -> None:
-    """The error names the holder's process id and since when, and nothing was touched."""
+def test_opening_while_another_process_has_it_open_is_a_locked_error(directory: Path) -> None:
+    """The error names the holder's process id and start time, and no file is changed."""
     with process(HOLDER, directory) as child:
         read_until_ready(child)
         before = contents(directory)
@@ -104,7 +104,7 @@ def test_opening_beside_another_process_is_a_locked_error(directory: Path) -> No
 
 
 def test_lock_is_taken_before_anything_is_cut(directory: Path) -> None:
-    """A second opening leaves even a torn tail alone: it may be a frame that the holder is writing."""
+    """A refused opening does not cut a torn tail, which may be a frame that the holder is writing."""
     with FastStateMachine(directory) as machine:
         machine.apply([Entry(1, 1, fastsm.noop())])
         with (directory / "log-1").open("ab") as log:
@@ -117,7 +117,7 @@ def test_lock_is_taken_before_anything_is_cut(directory: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"nonsense\n", b"\xff" * 200, b"-1\n", b"12"])
 def test_lock_file_of_any_content_can_be_taken_and_told(content: bytes, directory: Path) -> None:
-    """What a lock file says is for people: it never decides, and never breaks the error."""
+    """The content of LOCK only informs: with any content the lock can be taken, and the error can be made."""
     directory.mkdir()
     (directory / "LOCK").write_bytes(content)
     with FastStateMachine(directory):
@@ -129,7 +129,7 @@ def test_lock_file_of_any_content_can_be_taken_and_told(content: bytes, director
 
 
 def test_lock_file_stays_after_close(directory: Path) -> None:
-    """LOCK is never unlinked: two processes could then lock two files of one name."""
+    """LOCK is never unlinked, because two processes could then lock two files of one name."""
     with FastStateMachine(directory):
         inode = (directory / "LOCK").stat().st_ino
     assert (directory / "LOCK").stat().st_ino == inode
@@ -138,7 +138,7 @@ def test_lock_file_stays_after_close(directory: Path) -> None:
 
 
 def test_killed_holder_leaves_nothing_to_clean(directory: Path) -> None:
-    """The lock goes with its process, however that ended."""
+    """The lock is released when its process ends, even by a kill."""
     with process(HOLDER, directory) as child:
         read_until_ready(child)
         child.kill()
@@ -156,7 +156,7 @@ def test_living_child_of_a_killed_holder_does_not_keep_the_lock(directory: Path)
                 FastStateMachine(directory)
             parent.kill()
             parent.wait()
-            os.kill(int(pid), 0)  # it lives
+            os.kill(int(pid), 0)  # it is alive
             with FastStateMachine(directory) as machine:
                 assert machine.get(b"k") == b"v"
         finally:
@@ -164,7 +164,7 @@ def test_living_child_of_a_killed_holder_does_not_keep_the_lock(directory: Path)
 
 
 def test_descriptors_are_not_inherited_by_programs_started(directory: Path) -> None:
-    """A program that the host starts holds neither lock nor log, so that it cannot keep them from the next owner."""
+    """A program that the host starts inherits neither the lock nor the log, so that it cannot block the next owner."""
     machine = FastStateMachine(directory)
     try:
         for held in (inside(inside(machine).directory).directory, inside(inside(machine).directory).lock):
@@ -190,7 +190,7 @@ def _is_open(fd: int) -> bool:
 
 
 def test_sixteen_processes_race_and_one_at_a_time_wins(directory: Path) -> None:
-    """Under a race each owner finds exactly what the owners before it left."""
+    """In a race there is one owner at a time, which finds exactly what the owners before it left."""
     rounds = 13  # 16 * 13 = 208
     with ExitStack() as stack:
         start = time.time() + 1.5
@@ -201,8 +201,8 @@ def test_sixteen_processes_race_and_one_at_a_time_wins(directory: Path) -> None:
         assert machine.last_applied() == LogId(16 * rounds, 1)
 
 
-def test_who_asks_for_the_owner_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An opening waits for a process that was stopped while it asked: that is no owner; a real one is told at once."""
+def test_asking_for_the_owner_does_not_refuse_an_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An opening waits for a process that locks LOCK only to find the owner; a real owner is reported immediately."""
     FastStateMachine(tmp_path).close()
     attempts = 0
     sleep = time.sleep

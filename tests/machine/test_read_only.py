@@ -1,4 +1,4 @@
-"""read_only: the state at the time of opening, next to a living owner, and nothing is touched."""
+"""read_only: the state at the time of opening, also while an owner writes; no file is changed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Opener = Callable[..., FastStateMachine]
 
 
 def look(directory: Path) -> dict[str, tuple[bytes, int, int, int]]:
-    """Every file of a directory: its bytes, size, time of change and mode; and the directory's own times."""
+    """Return every file's bytes, size, modification time and mode, and the directory's own times."""
     found = {}
     for path in sorted(directory.iterdir()):
         status = path.stat()
@@ -33,7 +33,7 @@ def look(directory: Path) -> dict[str, tuple[bytes, int, int, int]]:
 
 
 def fill(machine: FastStateMachine, seed: int = 0) -> list[list[fastsm.Entry]]:
-    """A random history, not flushed."""
+    """Apply a random history without a flush; return its chunks."""
     chunks = [chunk for chunk, _ in zip(History(seed), range(40), strict=False)]
     for chunk in chunks:
         machine.apply(chunk)
@@ -42,17 +42,17 @@ def fill(machine: FastStateMachine, seed: int = 0) -> list[list[fastsm.Entry]]:
 
 @pytest.fixture
 def closed(directory: Path) -> Path:
-    """A directory that was cleanly closed."""
+    """Provide a cleanly closed directory."""
     with FastStateMachine(directory) as machine:
         fill(machine)
     return directory
 
 
-# ---- what it shows -------------------------------------------------------------------------------------
+# ---- the state that it shows ---------------------------------------------------------------------------
 
 
-def test_it_shows_the_state_of_a_closed_directory(directory: Path, machine_at: Opener) -> None:
-    """All that can be read of a read-only machine is what its owner had applied."""
+def test_a_read_only_machine_shows_a_closed_directory(directory: Path, machine_at: Opener) -> None:
+    """Every read of a read-only machine gives what its owner applied."""
     with FastStateMachine(directory) as owner:
         expected = state_of(model_of(fill(owner)))
     reader = machine_at(directory, read_only=True)
@@ -61,8 +61,8 @@ def test_it_shows_the_state_of_a_closed_directory(directory: Path, machine_at: O
     inside(reader).check()
 
 
-def test_it_shows_the_state_at_its_opening_beside_a_living_owner(directory: Path, machine_at: Opener) -> None:
-    """What the owner applied before is there, flushed or not; what it applies, resets or closes later is not."""
+def test_a_read_only_machine_shows_the_state_at_its_opening(directory: Path, machine_at: Opener) -> None:
+    """A read-only machine shows what the owner applied before, flushed or not, and nothing that it does later."""
     owner = machine_at(directory)
     chunks = fill(owner)
     readers = [machine_at(directory, read_only=True)]
@@ -85,14 +85,14 @@ def test_it_shows_the_state_at_its_opening_beside_a_living_owner(directory: Path
 
 
 def test_several_at_once_do_not_exclude_each_other(closed: Path, machine_at: Opener) -> None:
-    """Any number may be open, in this process too, and an owner can still open the directory."""
+    """Several read-only machines may be open, even in one process, and an owner can still open the directory."""
     readers = [machine_at(closed, read_only=True) for _ in range(5)]
     owner = machine_at(closed)
     assert [reader.last_applied() for reader in readers] == [owner.last_applied()] * 5
 
 
 def test_expect_applied_is_judged(closed: Path) -> None:
-    """An expectation that the directory does not meet is a ``CorruptionError`` here as well."""
+    """``expect_applied`` that the directory does not meet is a ``CorruptionError``."""
     with FastStateMachine(closed, read_only=True) as reader:
         last = reader.last_applied()
     FastStateMachine(closed, read_only=True, expect_applied=last).close()
@@ -101,7 +101,7 @@ def test_expect_applied_is_judged(closed: Path) -> None:
 
 
 def test_a_torn_tail_is_passed_over_and_not_cut(directory: Path, tmp_path: Path, machine_at: Opener) -> None:
-    """What a crash left behind the last whole frame is not shown, and is left where it is."""
+    """A torn tail after the last whole frame is not shown, and is not cut."""
     owner = machine_at(directory)
     chunks = fill(owner)
     end = owner.stats().log_bytes
@@ -118,7 +118,7 @@ def test_a_torn_tail_is_passed_over_and_not_cut(directory: Path, tmp_path: Path,
 
 
 def test_damage_is_found(closed: Path) -> None:
-    """A flipped bit of a closed directory is a ``CorruptionError``, and nothing is changed by saying so."""
+    """A flipped bit of a closed directory is a ``CorruptionError``, and no file is changed."""
     log = closed / "log-1"
     content = bytearray(log.read_bytes())
     content[len(content) // 2] ^= 1
@@ -129,10 +129,10 @@ def test_damage_is_found(closed: Path) -> None:
     assert look(closed) == before
 
 
-# ---- what it leaves alone ------------------------------------------------------------------------------
+# ---- nothing is changed --------------------------------------------------------------------------------
 
 
-def test_nothing_is_changed(closed: Path) -> None:
+def test_a_read_only_machine_changes_nothing(closed: Path) -> None:
     """Opening, every kind of read, ``verify``, ``stop`` and ``close`` change no byte, no time and no name."""
     before = look(closed)
     with FastStateMachine(closed, read_only=True) as reader:
@@ -149,7 +149,7 @@ def test_nothing_is_changed(closed: Path) -> None:
 
 
 def test_a_directory_that_may_not_be_written_is_opened(closed: Path, tmp_path: Path) -> None:
-    """Files and directory without permission to write are enough."""
+    """A directory without permission to write can be opened."""
     for path in closed.iterdir():
         path.chmod(0o400)
     closed.chmod(0o500)
@@ -162,7 +162,7 @@ def test_a_directory_that_may_not_be_written_is_opened(closed: Path, tmp_path: P
 
 
 def test_no_lock_is_taken(closed: Path, machine_at: Opener) -> None:
-    """While it is open, the lock is free, and LOCK is not needed at all."""
+    """A read-only machine leaves the lock free, and opens even without LOCK."""
     machine_at(closed, read_only=True)
     with (closed / "LOCK").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -172,7 +172,7 @@ def test_no_lock_is_taken(closed: Path, machine_at: Opener) -> None:
 
 
 def test_files_of_other_generations_are_left_alone(closed: Path, machine_at: Opener) -> None:
-    """What an owner would clear away stays: it may be the owner's next generation."""
+    """Files that an owner would remove stay, because they may be the owner's next generation."""
     (closed / "log-2").write_bytes(b"being made")
     (closed / "CURRENT.tmp").write_bytes(b"being made")
     before = look(closed)
@@ -181,7 +181,7 @@ def test_files_of_other_generations_are_left_alone(closed: Path, machine_at: Ope
 
 
 def test_every_write_is_refused(closed: Path, machine_at: Opener) -> None:
-    """Whatever would change state or disk raises ``ReadOnlyError``, and changes nothing."""
+    """Every call that would change the state or the disk raises ``ReadOnlyError``, and changes nothing."""
     before = look(closed)
     reader = machine_at(closed, read_only=True)
     state = state_of(reader)
@@ -208,7 +208,7 @@ def test_every_write_is_refused(closed: Path, machine_at: Opener) -> None:
 
 
 def test_there_is_nothing_to_flush(closed: Path, machine_at: Opener) -> None:
-    """``flush`` and ``save_hard_state`` have nothing to do: what is shown came from the disk."""
+    """``flush`` and ``save_hard_state`` do nothing, because everything shown came from the disk."""
     before = look(closed)
     reader = machine_at(closed, read_only=True)
     reader.flush()
@@ -217,11 +217,11 @@ def test_there_is_nothing_to_flush(closed: Path, machine_at: Opener) -> None:
     assert look(closed) == before
 
 
-# ---- where there is no state ---------------------------------------------------------------------------
+# ---- no state ------------------------------------------------------------------------------------------
 
 
 def test_an_absent_directory_is_a_typed_error_and_is_not_created(tmp_path: Path) -> None:
-    """A path that is not there is a ``StorageError``, and stays not there."""
+    """A path that does not exist is a ``StorageError``, and is not created."""
     for path in (tmp_path / "absent", tmp_path / "absent" / "deeper"):
         with pytest.raises(StorageError) as raised:
             FastStateMachine(path, read_only=True)
@@ -236,8 +236,8 @@ def test_an_empty_directory_is_a_typed_error_and_stays_empty(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_directory_is_a_typed_error(tmp_path: Path) -> None:
-    """A file and a FIFO in place of the directory are errors at once: nobody waits for a writer."""
+def test_a_file_in_place_of_the_directory_is_a_typed_error(tmp_path: Path) -> None:
+    """A file or a FIFO in place of the directory is immediately an error, without a wait for a writer."""
     (tmp_path / "file").write_bytes(b"content")
     os.mkfifo(tmp_path / "fifo")
     for name in ("file", "fifo"):
@@ -249,8 +249,8 @@ def test_what_is_no_directory_is_a_typed_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["CURRENT", "log-1"])
 @pytest.mark.parametrize("kind", ["a FIFO", "a directory", "a symbolic link", "nothing", "an empty file"])
-def test_what_is_no_file_of_the_state_is_a_typed_error(closed: Path, name: str, kind: str) -> None:
-    """Anything else in place of a file of the state is a typed error at once, and is left as it is."""
+def test_anything_in_place_of_a_file_of_the_state_is_a_typed_error(closed: Path, name: str, kind: str) -> None:
+    """Anything else in place of a file of the state is immediately a typed error, and is left as it is."""
     path = closed / name
     moved = closed.parent / "moved"
     path.rename(moved)
@@ -272,11 +272,11 @@ def test_what_is_no_file_of_the_state_is_a_typed_error(closed: Path, name: str, 
         assert (now.st_mode, now.st_ino, now.st_size) == (before.st_mode, before.st_ino, before.st_size)
 
 
-# ---- next to an owner who goes on -----------------------------------------------------------------------
+# ---- while an owner writes -----------------------------------------------------------------------------
 
 
-def test_it_opens_at_any_moment_beside_an_owner(directory: Path) -> None:
-    """While an owner appends, resets, closes and opens, every look is a whole state, and never an error."""
+def test_a_read_only_opening_succeeds_at_any_moment_of_an_owner(directory: Path) -> None:
+    """While an owner appends, resets, closes and opens, every read-only opening shows a whole state without error."""
     groups = [b"a", b"b", b"c", b"d"]
     FastStateMachine(directory).close()
     ending = threading.Event()

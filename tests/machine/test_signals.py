@@ -1,6 +1,6 @@
 """Signals: a handler that raises, at any moment of any call, leaves the state whole and the machine usable.
 
-Everything here runs in processes of its own: a deadlock then ends with the tracebacks of all threads.
+Everything here runs in separate processes, so that a deadlock ends with the tracebacks of all threads.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-HANGS_AFTER = 100  # seconds: far from what anything here takes
+HANGS_AFTER = 100  # seconds, much longer than anything here takes
 
 STORM = """
     import faulthandler, gc, os, random, shutil, signal, sys, threading, time
@@ -63,7 +63,7 @@ STORM = """
                 (index + 1, 1, fastsm.put_many(KEYS[1000:], [value] * 1000))]
 
     def check():
-        # The state is that after a whole chunk, and the log says the same to whoever reads it from the disk.
+        # The state is that after a whole chunk, and the log on the disk says the same.
         last = machine.last_applied().index
         assert last % 2 == 0, last
         values = set(machine.get_many(KEYS))
@@ -169,7 +169,7 @@ STORM = """
     for other in others:
         other.join()
     if descriptors is not None:
-        gc.collect()  # tracebacks of the interruptions hold frames, and these what was half made
+        gc.collect()  # tracebacks of the interruptions hold frames, and those hold unfinished objects
         now = []
         for number in os.listdir("/proc/self/fd"):
             if os.path.exists(f"/proc/self/fd/{number}") or os.path.islink(f"/proc/self/fd/{number}"):
@@ -177,7 +177,7 @@ STORM = """
         assert len(now) <= descriptors, f"{len(now) - descriptors} descriptors leak, among {sorted(set(now))}"
     assert struck > 20, f"{struck} interruptions in {tries} calls: that proves nothing"
 
-    # Usable: every call works, also from another thread, and nobody waits for a lock that somebody left.
+    # Usable: every call works, even from another thread, and no lock is left held.
     machine.apply(chunk(machine.last_applied().index + 1, 10))
     del calls["close"], calls["open"], calls["clear"]
     for function in calls.values():
@@ -221,7 +221,7 @@ CTRL_C = """
         os.kill(os.getpid(), signal.SIGINT)
 
     def interrupted(function, seconds):
-        # How long after Ctrl-C the call ended; None when it was done before.
+        # Return how long after Ctrl-C the call ended; None if it was done before.
         timer = threading.Timer(seconds, press)
         timer.start()
         try:
@@ -233,7 +233,7 @@ CTRL_C = """
         return None
 
     def served(function):
-        # Ctrl-C comes earlier and earlier until it comes within the call, however fast the machine is just now.
+        # Ctrl-C is sent earlier and earlier until it arrives within the call, however fast the computer is.
         seconds = duration(function)
         while True:
             seconds = seconds / 2 if seconds > 1e-6 else duration(function)
@@ -282,7 +282,7 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs 
 
 
 def run(program: str, *arguments: str) -> None:
-    """Runs a program in a process of its own; a crash, an error or a hang is a failure."""
+    """Run a program in another process; fail on a crash, an error or a hang."""
     command = [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(program), *arguments]
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_AFTER, check=False)
@@ -301,11 +301,11 @@ def run(program: str, *arguments: str) -> None:
     ],
 )  # fmt: skip
 def test_a_handler_that_raises_leaves_the_state_whole(directory: Path, call: str) -> None:
-    """Interrupted again and again, a call leaves whole chunks, a sound state, no lock held, and goes on."""
+    """A call that is interrupted again and again leaves whole chunks, a sound state and no held lock."""
     run(STORM, str(directory), call)
 
 
 @pytest.mark.parametrize("call", ["verify", "recovery", "scan"])
 def test_ctrl_c_is_served_within_a_long_call(directory: Path, call: str) -> None:
-    """Ctrl-C in the middle of a long call ends it, and the directory can be opened at once."""
+    """Ctrl-C during a long call ends the call, and the directory can be opened immediately."""
     run(CTRL_C, str(directory), call)

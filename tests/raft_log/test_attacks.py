@@ -25,7 +25,7 @@ LARGEST = 2**64 - 2
 
 
 class SaysOtherwise(tuple[Any, ...]):
-    """A tuple that claims to have other items, made anew for each access."""
+    """A tuple that claims to have other items, new ones at each access."""
 
     __slots__ = ()
 
@@ -72,7 +72,7 @@ def test_a_number_that_closes_the_log_meets_a_closed_log(
 
 
 def test_a_generator_that_raises_or_calls_the_log(tmp_path: Path) -> None:
-    """What it raises is raised, and nothing is appended; what it appends itself comes first."""
+    """A generator's error is raised and nothing is appended; entries that it appends itself come first."""
     with RaftLog(tmp_path / "log") as log:
 
         def raising() -> Any:
@@ -208,8 +208,8 @@ def test_a_log_is_not_taken_for_an_empty_state(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["CURRENT", "log-1", "journal-x", "notes"])
-def test_what_somebody_else_made_is_nobodys_business(tmp_path: Path, name: str) -> None:
-    """A file that only has such a name stays, and does not prevent beginning a log."""
+def test_files_with_other_names_stay_unchanged(tmp_path: Path, name: str) -> None:
+    """A file whose name is not one of a Raft log's stays unchanged, and does not prevent a new log."""
     (tmp_path / name).write_bytes(b"somebody else's")
     with RaftLog(tmp_path) as log:
         log.append([(1, 1, b"one")])

@@ -237,7 +237,7 @@ def test_a_limit_is_read_once(tmp_path: Path) -> None:
 
 
 def test_a_saved_vote_makes_the_entries_before_it_durable(tmp_path: Path) -> None:
-    """They are in the file that was synced for the vote, and ``durable_index`` says so."""
+    """Saving a vote makes the entries before it durable, because they are in the file that is synced."""
     with RaftLog(tmp_path / "log") as log:
         append(log, 2)
         log.save_hard_state(1, b"me")

@@ -15,7 +15,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def outcomes(library: Path, fault: str, *names: str) -> dict[str, dict[str, int]]:
-    """Returns how often each scene ended how, under a fault; asserts that nothing was violated."""
+    """Return the counts of outcomes by scene, under a fault; check that nothing was violated."""
     found = shim.run_with(library, Path(log_at_each_call.__file__), fault, *names)
     print(fault, found["outcomes"])
     assert not found["violations"], "\n\n".join(found["violations"][:5])

@@ -43,7 +43,7 @@ class Moment(Point):
 
 
 def live(seed: int, root: Path, planted: type[Platter] = Platter) -> list[Moment]:
-    """Runs a random life of a log; returns its moments."""
+    """Run a random life of a log; return its moments."""
     rng = random.Random(seed)
     model = ListLog()
     history = [model.state]
@@ -92,13 +92,13 @@ def draw_states(moments: list[Moment], root: Path, seed: int, counts: Counter[st
 
 
 def open_twice(root: Path) -> LogState:
-    """Opens it twice; both times it has the same content, and is durable at most up to its durable index."""
+    """Open the log twice; both times it has the same content, and is durable at most up to its durable index."""
     log = RaftLog(root, _files=QuietDirectory)
     found, durable = state_of(log), log.durable_index
     assert durable <= log.last_index
     inside(log).abandon()
     log = RaftLog(root, _files=QuietDirectory)
-    assert state_of(log) == found, "opened again, it is another one"
+    assert state_of(log) == found, "a second opening finds another state"
     log.save_hard_state(found.hard_state[0] + 1)
     log.append([(log.last_index + 1, log.last_term, b"goes on")])
     log.sync()
@@ -134,7 +134,7 @@ def test_planted_faults_are_seen() -> None:
         assert life_and_deaths(range(4), planted)
 
 
-def test_what_counts_as_durable_survives_what_was_truncated(tmp_path: Path) -> None:
+def test_durable_entries_survive_a_truncation_without_a_sync(tmp_path: Path) -> None:
     """After truncating and appending again without a sync, a power loss keeps what counted as durable."""
     moments: list[Point] = []
     with memory_directory() as root:

@@ -38,7 +38,7 @@ def filled(log: RaftLog, *terms: int) -> RaftLog:
 
 
 def test_a_new_log_is_empty(log: RaftLog) -> None:
-    """It begins at entry 1, after entry 0 of term 0; there is no vote."""
+    """A new log begins at entry 1, after entry 0 of term 0, and has no vote."""
     assert (log.first_index, log.last_index, log.last_term, log.durable_index) == (1, 0, 0, 0)
     assert (log.term(0), log.term(1), log.entries(1, 9), log.hard_state()) == (0, None, [], (0, None))
 
@@ -86,8 +86,8 @@ def test_entries_out_of_order_are_refused_whole(log: RaftLog, entries: Any, inde
 
 
 @pytest.mark.parametrize("what", [5, [5], [(1, 1)], [b"abc"], [(1, 1, "text")], [(1, 1, 7)], [("1", 1, b"")], None])
-def test_what_is_no_entry_is_a_type_error(log: RaftLog, what: Any) -> None:
-    """Nothing is appended."""
+def test_appending_anything_but_an_entry_is_a_type_error(log: RaftLog, what: Any) -> None:
+    """An object that is not an entry is a TypeError, and nothing is appended."""
     with pytest.raises(TypeError):
         log.append(what)
     assert log.last_index == 0
@@ -117,7 +117,7 @@ def test_a_list_that_changes_during_the_call_is_taken_as_it_was(log: RaftLog) ->
 
 def test_a_command_that_is_too_large_is_refused(log: RaftLog) -> None:
     """More than 2**32 - 1 bytes: a ``CommandError`` before anything is written."""
-    import mmap  # noqa: PLC0415  # pages that nobody touches
+    import mmap  # noqa: PLC0415  # its pages are never touched
 
     with mmap.mmap(-1, 1 << 32) as pages, memoryview(pages) as command:
         from fastsm.journal import engine  # noqa: PLC0415
@@ -150,7 +150,7 @@ def test_batches_of_any_size(tmp_path: Path, size: int, count: int) -> None:
 # ---- read -----------------------------------------------------------------------------------------------
 
 
-def test_what_was_compacted_is_an_error_that_names_the_oldest(log: RaftLog) -> None:
+def test_reading_a_compacted_entry_is_an_error_that_names_the_oldest(log: RaftLog) -> None:
     """``oldest`` is the first entry that can be read."""
     filled(log, 1, 1, 2, 2).compact((2, 1))
     for first, last in ((1, 1), (2, 3), (0, 9), (-5, 2)):
@@ -162,7 +162,7 @@ def test_what_was_compacted_is_an_error_that_names_the_oldest(log: RaftLog) -> N
 
 
 def test_max_bytes_counts_commands(log: RaftLog) -> None:
-    """As many as fit are returned, but at least one."""
+    """``max_bytes`` returns as many entries as fit by the size of their commands, but at least one."""
     log.append([(index, 1, bytes(size)) for index, size in enumerate((10, 10, 0, 5, 100), 1)])
     for most, count in ((0, 1), (9, 1), (10, 1), (19, 1), (20, 3), (24, 3), (25, 4), (124, 4), (125, 5), (2**70, 5)):
         assert len(log.entries(1, 9, max_bytes=most)) == count
@@ -171,7 +171,7 @@ def test_max_bytes_counts_commands(log: RaftLog) -> None:
 
 
 def test_the_term_is_known_at_the_border(log: RaftLog) -> None:
-    """It is known for each entry, for the one before the first, and for no other, whatever number is requested."""
+    """The term is known for each entry and for the one before the first, and None for any other number."""
     filled(log, 1, 1, 2, 3).compact((2, 1))
     assert [log.term(index) for index in (-1, 0, 1, 2, 3, 4, 5, 2**64, 2**70)] == [None] * 3 + [1, 2, 3] + [None] * 3
 
@@ -203,7 +203,7 @@ def test_a_read_is_of_one_moment(log: RaftLog) -> None:
 
 
 def test_truncation_ends_at_the_border(log: RaftLog) -> None:
-    """At the border the log becomes empty; before it is an error; at or after the end nothing happens."""
+    """A truncation at the border empties the log; before it is an error; at or after the end it does nothing."""
     filled(log, 1, 1, 2, 3).compact((2, 1))
     log.truncate_after(9)
     log.truncate_after(4)
@@ -234,7 +234,7 @@ def test_compaction_across_another_term_begins_anew(log: RaftLog, term: int) -> 
 
 
 def test_compaction_at_or_below_the_border_does_nothing(log: RaftLog) -> None:
-    """Whatever its term is; above the border, a term below the border's is an error."""
+    """A compaction at or below the border does nothing; above it, a term below the border's is an error."""
     filled(log, 1, 2, 3).compact((2, 2))
     before = state_of(log)
     for up_to in ((2, 2), (2, 9), (1, 1), (0, 0)):
@@ -310,7 +310,7 @@ def test_hard_state_follows_the_rules_of_votes(tmp_path: Path) -> None:
 
 
 def test_durable_index_falls_with_a_truncation_only(log: RaftLog) -> None:
-    """It does not fall with an append or a compaction."""
+    """``durable_index`` falls with a truncation, but not with an append or a compaction."""
     filled(log, 1, 1, 1, 1)
     assert log.durable_index == 0
     log.sync()
@@ -329,7 +329,7 @@ def test_durable_index_falls_with_a_truncation_only(log: RaftLog) -> None:
 
 
 def test_durable_index_is_known_after_a_kill(tmp_path: Path) -> None:
-    """What frames record as synced counts; the rest counts after a first sync."""
+    """After a kill ``durable_index`` is what frames record as synced; a first sync makes the rest durable."""
     log = RaftLog(tmp_path / "log")
     filled(log, 1, 1, 1).sync()
     log.append([(4, 1, b"")])
@@ -375,7 +375,7 @@ def test_a_closed_log_refuses(log: RaftLog, name: str) -> None:
     assert "not open" in repr(log)
 
 
-def test_one_owner(tmp_path: Path, log: RaftLog) -> None:
+def test_a_second_opening_of_a_log_is_refused(tmp_path: Path, log: RaftLog) -> None:
     """A second opening is refused, immediately or after ``lock_timeout``; it waits for a close."""
     with pytest.raises(LockedError):
         RaftLog(tmp_path / "log")
@@ -390,7 +390,7 @@ def test_one_owner(tmp_path: Path, log: RaftLog) -> None:
 
 
 def test_stats_and_repr_say_what_there_is(log: RaftLog) -> None:
-    """They show sizes, counts, and what recovery found; ``as_dict`` is flat for metrics."""
+    """Stats and repr show sizes, counts, and what recovery found; ``as_dict`` is flat for metrics."""
     filled(log, 1, 2).sync()
     stats = log.stats()
     assert (stats.first_index, stats.last_index, stats.last_term, stats.durable_index, stats.entries) == (1, 2, 2, 2, 2)
@@ -402,7 +402,7 @@ def test_stats_and_repr_say_what_there_is(log: RaftLog) -> None:
 
 
 def test_a_log_that_is_dropped_says_so(tmp_path: Path) -> None:
-    """It gives a ``ResourceWarning``, and its directory is released."""
+    """A log that is dropped without a close gives a ``ResourceWarning``, and its directory is released."""
     log = RaftLog(tmp_path / "log")
     with pytest.warns(ResourceWarning, match="never closed"):
         del log
@@ -437,7 +437,7 @@ def test_does_what_a_list_does(seed: int, small: bool) -> None:
 
 
 def check_reads(log: RaftLog, model: ListLog, rng: random.Random) -> None:
-    """Asserts that every way to read agrees with the list."""
+    """Check that every way to read agrees with the list."""
     assert state_of(log) == model.state
     assert (log.first_index, log.last_index, log.last_term) == (model.first_index, *model.last)
     low, high = model.first_index - 3, model.last.index + 3
@@ -449,7 +449,7 @@ def check_reads(log: RaftLog, model: ListLog, rng: random.Random) -> None:
 
 
 def check_refusals(log: RaftLog, model: ListLog, rng: random.Random) -> None:
-    """Asserts that the log refuses what the list does, naming the same entry."""
+    """Check that the log refuses what the list does, naming the same entry."""
     before: LogState = model.state
     near = range(max(0, model.first_index - 2), model.last.index + 3)
     for index, term in itertools.islice(zip(rng.sample(near, len(near)), itertools.repeat(0)), 3):
@@ -473,7 +473,7 @@ def outcome(call: Callable[[], Any]) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("kind", [bytes, bytearray])
 def test_a_large_entry_alone_is_as_it_was_given(tmp_path: Path, kind: type[Any]) -> None:
-    """Of every size around those from which it is written from where it is; opened again, every byte is right."""
+    """Large entries, of sizes around the limit for writing without a copy, are read back unchanged."""
     sizes = [(128 << 10) + more for more in range(-2, 10)] + [(1 << 20) + 3]
     entries = [Entry(index, 1, bytes([index]) * size) for index, size in enumerate(sizes, 1)]
     with RaftLog(tmp_path / "log") as log:

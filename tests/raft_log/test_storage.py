@@ -28,7 +28,7 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def grown(path: Path, count: int = 40, **options: object) -> RaftLog:
-    """Returns a log of several segments, with a vote."""
+    """Return a log of several segments, with a vote."""
     log = RaftLog(path, **options)  # type: ignore[arg-type]
     log.save_hard_state(2, b"me")
     for index in range(1, count + 1):

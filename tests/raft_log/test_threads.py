@@ -52,7 +52,7 @@ def test_one_sync_serves_all_who_wait(tmp_path: Path) -> None:
 
 
 def test_a_coroutine_that_syncs_while_the_log_is_closed_is_told(tmp_path: Path) -> None:
-    """Its thread has ended, and the close's own sync goes on: `NotRunningError`, and not a wait without end."""
+    """A sync during the sync of a close raises `NotRunningError` instead of waiting for ever."""
     disk = Disk()
     log = RaftLog(tmp_path / "log", _files=disk.files)
     append_one(log)
@@ -290,7 +290,7 @@ INNER = OUTER | {
 @pytest.mark.parametrize("inner", INNER)
 @pytest.mark.parametrize("outer", OUTER)
 def test_a_call_on_top_of_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outer: str, inner: str) -> None:
-    """At every system call, as a signal handler would, a call works or is refused; the log stays intact."""
+    """A call by a signal handler within another call, at any system call, works or is refused; the log stays intact."""
     monkeypatch.setattr(fastsm.raft_log, "SEGMENT_BYTES", 20_000)
     for nth in range(40):
         path = tmp_path / f"log-{nth}"

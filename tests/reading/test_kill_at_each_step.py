@@ -116,7 +116,7 @@ def template(memory: Path) -> Path:
 
 
 def kill_amid(root: Path, act: Act, call: int) -> bool:
-    """Lets another process act, and be killed before a system call; returns False if it ends before that."""
+    """Let another process act, and be killed before a system call; return False if it ends before that."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -158,7 +158,7 @@ class Life:
         self.before = state_of(self.reader)
 
     def follow(self, act: Act) -> None:
-        """Asserts everything that must hold once the owner was killed."""
+        """Check everything that must hold once the owner was killed."""
         self.reader.refresh()
         shown = state_of(self.reader)
         told = self.read(self.watch, act)
@@ -182,7 +182,7 @@ class Life:
                     assert [*(before or []), *found_now] == machine.watch(start=LAST + 1).read(timeout=0)
 
     def read(self, watch: Any, act: Act) -> list[Change] | None:
-        """Returns what a watch delivers; None if the state was replaced."""
+        """Return what a watch delivers; None if the state was replaced."""
         try:
             return list(watch.read(10**6, timeout=0))
         except CompactedError:

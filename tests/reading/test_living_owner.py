@@ -50,7 +50,7 @@ class SilentWatcher(readers.Watcher):
 
 
 def step_with_resets(owner: readers.Owner) -> None:
-    """Applies, and resets often."""
+    """Apply entries, and reset often."""
     if owner.dice.random() < 0.02:
         owner.machine.clear()
     else:

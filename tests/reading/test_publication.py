@@ -49,7 +49,7 @@ class Written(NamedTuple):
 
 
 def write(path: Path, colors: list[bytes], term: int = 1) -> Written:
-    """Applies one chunk for each color; each is a moment."""
+    """Apply one chunk for each color; each is a moment."""
     moments = []
     machine = FastStateMachine(path, auto_compact=False)
     for color in colors:
@@ -76,7 +76,7 @@ def owned(written: Written) -> Iterator[Written]:
 
 
 def look(reader: Reader) -> tuple[int, bytes | None]:
-    """Returns the entry and the color that a reader shows; both keys of a chunk have that color."""
+    """Return the entry and the color that a reader shows; both keys of a chunk have that color."""
     index = reader.refresh().index
     color, again = reader.get_many([b"color", b"again"])
     assert color == again, "half of a chunk"
@@ -158,7 +158,7 @@ def test_a_planted_mistake_is_found_by_watches(owned: Written, mistake: str) -> 
 
 
 def followed(path: Path) -> tuple[list[Change], list[Change]]:
-    """Returns what a watch delivers across compactions, and the model's list of changes."""
+    """Return what a watch delivers across compactions, and the model's list of changes."""
     model = MemoryStateMachine()
     told = []
     with FastStateMachine(path, retain_entries=0) as machine, Reader(path) as reader:
@@ -328,7 +328,7 @@ def test_the_page_of_formats_says_what_is_there(tmp_path: Path) -> None:
 
 
 def counts_in(incarnation: int) -> tuple[int, int]:
-    """Returns the counts of other states and of earlier ones. Both start anywhere, and wrap around."""
+    """Return the counts of other states and of earlier ones. Both start anywhere, and wrap around."""
     return incarnation & 0x3FF, incarnation >> 10 & 0x3FF
 
 

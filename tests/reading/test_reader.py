@@ -38,14 +38,14 @@ from support.publishing import checksum_of
 
 
 def add(machine: FastStateMachine, *commands: bytes) -> LogId:
-    """Applies commands as one chunk."""
+    """Apply commands as one chunk."""
     index, term = machine.last_applied()
     machine.apply([(index + i, max(term, 1), command) for i, command in enumerate(commands, 1)])
     return machine.last_applied()
 
 
 def everything(state: FastStateMachine | Reader) -> dict[str, Any]:
-    """Returns the results of all reads except `durable` and the state of the files."""
+    """Return the results of all reads except `durable` and the state of the files."""
     ids = np.arange(max(state.last_applied().index - 50, 0), state.last_applied().index + 3, dtype=np.uint64)
     return {
         "items": list(state.items()),
@@ -93,7 +93,7 @@ class Life:
         return FastStateMachine(self.root / "state", auto_compact=False, retain_entries=5)
 
     def take(self, step: str) -> None:
-        """Does one step of the owner."""
+        """Do one step of the owner."""
         machine = self.machine
         before = machine.last_applied()
         if step == "apply":
@@ -126,7 +126,7 @@ class Life:
         self.back += before.index > 0 and (step in ("install", "reset") or went_back)
 
     def compare(self, reader: Reader) -> None:
-        """Asserts that the reader has the owner's state, and agrees with the machine about all of it."""
+        """Check that the reader has the owner's state, and agrees with the machine about all of it."""
         before = reader.last_applied()
         found = reader.refresh()
         expected = self.machine.last_applied()
@@ -340,7 +340,7 @@ def test_another_run_of_the_machine_has_no_readers(machine: FastStateMachine, mo
         assert (owner.last_applied(), owner.stats().generation) == ((1, 1), generation)
 
 
-def test_another_history_of_the_same_log_is_told(machine: FastStateMachine, reader: Reader, tmp_path: Path) -> None:
+def test_another_history_of_the_same_log_is_noticed(machine: FastStateMachine, reader: Reader, tmp_path: Path) -> None:
     """A directory restored from a copy of itself continues differently: the last frame's checksum shows it."""
     machine.flush()
     copy = tmp_path / "copy"
@@ -408,7 +408,7 @@ def test_a_frame_that_is_not_whole_is_never_shown(
 
 
 def test_frames_that_are_lost_are_no_error_while_the_next_owner_recovers(tmp_path: Path) -> None:
-    """A reader keeps its state until the owner publishes what is left, and reports damage only if the owner goes on."""
+    """A reader keeps its state until the owner publishes what is left; damage is reported if the owner continues."""
     with FastStateMachine(tmp_path) as machine:
         add(machine, put(b"color", b"blue"))
         reader = Reader(tmp_path)
@@ -423,8 +423,8 @@ def test_frames_that_are_lost_are_no_error_while_the_next_owner_recovers(tmp_pat
         assert reader.refresh() == (2, 1)
         with pytest.raises(TimeoutError):
             reader.wait(3, 0.01)
-        assert watch.read(timeout=0) == []  # what is told is published as a whole
-    for number in (1, 2):  # the same owner goes on as if all were well
+        assert watch.read(timeout=0) == []  # a watch delivers only entries that are published as a whole
+    for number in (1, 2):  # the same owner continues as if nothing had happened
         newest[0] += 2 * number
         newest[7] = checksum_of(newest)
         with pytest.raises(CorruptionError, match="as its owner has published"):
@@ -440,13 +440,13 @@ def test_frames_that_are_lost_are_no_error_while_the_next_owner_recovers(tmp_pat
 
 
 def newest_slot(directory: str | os.PathLike[str]) -> Any:
-    """Returns the newest publication, to be written to."""
+    """Return the newest publication, to be written to."""
     slots = np.memmap(Path(directory) / published.NAME, np.uint64, "r+", 64, (2, 8))
     return slots[int(slots[1][0] > slots[0][0])]
 
 
 @pytest.mark.parametrize("content", [b"", bytes(4096), b"FASTSM-P\1".ljust(4096, b"\0"), b"FASTSM-P"])
-def test_what_a_crash_or_an_older_release_leaves_is_made_anew(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_or_older_published_file_is_replaced(tmp_path: Path, content: bytes) -> None:
     """An empty, zeroed or cut file, and one of another version, is replaced by the next owner."""
     path = tmp_path / published.NAME
     with FastStateMachine(tmp_path) as machine:

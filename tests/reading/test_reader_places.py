@@ -168,10 +168,10 @@ def test_a_child_of_a_forked_child_reads_on(machine: FastStateMachine, reader: R
 
 @pytest.mark.parametrize("step", ["reset", "compact"])
 @pytest.mark.parametrize("what", ["reader", "watch"])
-def test_what_a_signal_handler_raises_after_a_step_leaves_it_whole(
+def test_an_error_of_a_signal_handler_after_a_step_leaves_it_whole(
     machine: FastStateMachine, reader: Reader, step: str, what: str
 ) -> None:
-    """The next generation is shown, its files stay open, and the step back is counted."""
+    """After an interrupted step the reader shows the next generation, and counts the step once."""
     watch = reader.watch()
     add(machine, put(b"color", b"red"))
     assert len(watch.read()) == 1
@@ -255,7 +255,7 @@ def test_a_closed_reader_that_ran_out_of_memory_stays_closed(
         inside(reader).follow()
 
 
-def test_nothing_stays_open(machine: FastStateMachine) -> None:
+def test_a_closed_reader_leaves_nothing_open(machine: FastStateMachine) -> None:
     """After `close` only the owner has descriptors and mappings of the directory."""
 
     def held() -> tuple[int, int]:

@@ -55,7 +55,7 @@ def change(index: int, value: bytes | None, key: bytes = b"a") -> Change:
 # ---- what it tells -----------------------------------------------------------------------------------
 
 
-def test_it_moves_on_without_a_refresh(machine: FastStateMachine, reader: Reader) -> None:
+def test_a_watch_continues_without_a_refresh_of_its_reader(machine: FastStateMachine, reader: Reader) -> None:
     """A watch delivers what was applied, while the reader's state does not change."""
     watch = reader.watch(b"a")
     machine.apply([(2, 1, put(b"a", b"2")), (3, 1, put(b"b", b"3")), (4, 1, delete(b"a"))])
@@ -182,7 +182,7 @@ class Life:
         self.all = self.model.watch()
 
     def kill(self) -> None:
-        """Makes another process the owner for a few chunks, which ends by SIGKILL."""
+        """Make another process the owner for a few chunks, which ends by SIGKILL."""
         self.machine.close()
         chunks = []
         for _ in range(self.dice.randrange(4)):
@@ -196,7 +196,7 @@ class Life:
             os.kill(os.getpid(), signal.SIGKILL)
         os.waitpid(pid, 0)
         if self.dice.random() < 0.5:
-            self.read_all()  # while nobody owns it
+            self.read_all()  # while there is no owner
         self.machine = self.open()
 
     def begin(self) -> None:
@@ -337,7 +337,7 @@ def test_close_ends_a_waiting_read(reader: Reader) -> None:
         reader.watch()
 
 
-def test_one_consumer_each(reader: Reader) -> None:
+def test_a_second_concurrent_read_of_a_readers_watch_is_refused(reader: Reader) -> None:
     """A second concurrent read of a watch is a `ReentryError`, and the first one continues."""
     watch = reader.watch()
 
@@ -411,7 +411,7 @@ def test_much_news_is_not_taken_on_the_event_loop(
 
 
 @pytest.mark.parametrize("why", ["no publication", "lost frames"])
-def test_whoever_waits_looks_seldom(why: str, machine: FastStateMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_threads_look_seldom(why: str, machine: FastStateMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     """If nothing is published yet, or what was published is missing, a wait does not poll continuously."""
     machine.close()
     path = Path(machine.path) / published.NAME

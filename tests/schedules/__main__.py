@@ -1,4 +1,4 @@
-"""All schedules of two or three operations, from the command line: `python -m tests.schedules --help`."""
+"""Runs all schedules of two or three operations: `python -m tests.schedules --help`."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""A deterministic explorer of schedules: stop one operation at a seam, run another one there, go on, and look.
+"""A deterministic explorer of schedules: stop an operation at a seam, run another one there, continue, and check.
 
-A *seam* is a place where another thread may run in the middle of an operation: before each call of the seam to the
-system (`Directory`), before each Python function that the package calls (the interpreter may switch threads there, also
-in the middle of compiled code), and before each call from the package's Python code into its compiled code. A profile
-function of the operation's own thread counts them, so that the number of a seam means the same place in every run, and
-nothing has to be compiled in.
+A *seam* is a place within an operation where another thread may run: before each call of the seam to the system
+(`Directory`), before each Python function that the package calls (where the interpreter may switch threads, even within
+compiled code), and before each call from the package's Python code into its compiled code. A profile function of the
+operation's thread counts them, so that a seam's number means the same place in every run, and nothing special needs to
+be compiled.
 
-At its seam the operation's thread starts the next operation on another thread, and goes on when that one is over or
-blocked, which the system says of its threads. A blocked operation goes on when the first one lets it. Nothing sleeps to
-hit a moment.
+At its seam the operation's thread starts the next operation on another thread, and continues when that one is over or,
+as the system's state of its threads shows, blocked. A blocked operation continues when the first one releases it.
+Nothing sleeps to hit a moment.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ CALLS = frozenset({  # of the seam to the system
     "allocate", "close_file", "create_file", "lock", "open_file", "read_file", "rename", "sync_directory", "sync_now",
     "told", "truncate", "unlink", "write",
 })  # fmt: skip
-PATIENCE = 20  # seconds until threads count as deadlocked
+PATIENCE = 20  # seconds after which threads count as deadlocked
 GLANCE = 0.001
 
 
 class Deadlock(Exception):
-    """Operations that wait for one another. The process cannot go on with them."""
+    """Operations wait for one another, and the process cannot continue."""
 
 
 class Outcome:
-    """What an operation came to: ``value``, or the ``error`` that it raised."""
+    """The outcome of an operation: its ``value``, or the ``error`` that it raised."""
 
     def __init__(self) -> None:
         self.value: Any = None
@@ -65,7 +65,7 @@ class Step(NamedTuple):
 # ---- the seams -------------------------------------------------------------------------------------------
 
 class Watched(Directory):
-    """The seam to the system, as methods of Python code, so that each call of it is a seam of the operation."""
+    """The seam to the system as Python methods, so that each call is a seam of the operation."""
 
     def sync_now(self, fd: Any) -> None:
         Directory.sync(fd)
@@ -74,7 +74,7 @@ class Watched(Directory):
         self.sync_now(fd)
 
     def told(self) -> None:
-        """A seam: the system has told of an error, and the caller has not noted it yet."""
+        """A seam between the system's report of an error and its handling by the caller."""
 
     def write(self, fd: Any, data: Any, offset: int) -> None:  # type: ignore[override]
         Directory.write(fd, data, offset)
@@ -86,14 +86,14 @@ class Watched(Directory):
         super().rename(source, target)
 
     def start_writeback(self, fd: Any, offset: int, size: int) -> None:  # type: ignore[override]
-        """Nothing: the files are in memory."""
+        """Do nothing, because the files are in memory."""
 
     def pace_writeback(self, fd: Any, first: int, stop: int) -> None:  # type: ignore[override]
-        """Nothing: the files are in memory."""
+        """Do nothing, because the files are in memory."""
 
 
 class TellsOnce(Watched):
-    """The first sync of a file after arming fails; the system has told it then, and says nothing to those after it."""
+    """A disk on which the first sync of a file after arming fails, and later syncs do not report the error again."""
 
     armed: ClassVar[bool] = False
 
@@ -106,7 +106,7 @@ class TellsOnce(Watched):
 
 @contextmanager
 def quiet_directory() -> Iterator[Path]:
-    """A directory in memory, for schedules whose errors are not logged: there are thousands."""
+    """Make a directory in memory, and silence the log, because schedules cause thousands of errors."""
     logging.disable(logging.CRITICAL)
     try:
         with memory_directory() as root:
@@ -119,28 +119,28 @@ IsSeam = Callable[[FrameType, str, Any], bool]
 
 
 def between_pieces() -> None:
-    """A seam between two pieces of work that takes this as its tick."""
+    """A seam between two pieces of work whose tick this is."""
 
 
 def is_seam(frame: FrameType, event: str, arg: Any) -> bool:
     if event == "call":
         return is_watched(frame.f_code.co_filename, True)
-    if event == "c_call":  # what comes after its return is the next seam
+    if event == "c_call":  # the next seam comes after its return
         return is_watched(frame.f_code.co_filename, False) and is_ours(type(getattr(arg, "__self__", None)))
     return False
 
 
 def is_file_seam(frame: FrameType, event: str, arg: Any) -> bool:
-    """Each call of the seam to the system alone: where all else is compiled, nothing comes between two of them."""
+    """Return whether this is a call of the seam to the system; in compiled code there are no other seams."""
     return event == "call" and frame.f_code.co_filename in (FILES, __file__) and frame.f_code.co_name in CALLS
 
 
 @cache
 def is_watched(filename: str, called: bool) -> bool:
-    """Whether code of this file shares something with other threads: the machine's and the seam to the system.
+    """Return whether code of this file shares state with other threads: the machine's code and the seam to the system.
 
-    What only works on values of its own (formats, a snapshot's parts) adds no interleaving to those. ``called``: named
-    tuples and the seam itself count as well, for compiled code calls them.
+    Code that only works on its own values (formats, a snapshot's parts) adds no interleavings. With ``called``, named
+    tuples and the seam itself count as well, because compiled code calls them.
     """
     return filename.startswith(SHARING) or (called and filename in ("<string>", __file__))
 
@@ -151,7 +151,7 @@ def is_ours(kind: type) -> bool:
 
 
 class Counter:
-    """The profile function of an operation's thread: stops at one seam, once."""
+    """The profile function of an operation's thread, which stops at one seam, once."""
 
     def __init__(self, seam: int | None, stop: Callable[[], None], is_seam: IsSeam = is_seam) -> None:
         self.seen = 0
@@ -165,7 +165,7 @@ class Counter:
             return
         self.seen += 1
         if self.seen - 1 == self._seam:
-            sys.setprofile(None)  # what comes after it needs no count
+            sys.setprofile(None)  # no seams are counted any more
             called = frame.f_code.co_name if event == "call" else f"{event} {getattr(arg, '__name__', arg)}"
             name = os.path.relpath(frame.f_code.co_filename, PACKAGE)
             self.place = f"{name}:{frame.f_lineno} {called}"
@@ -175,7 +175,7 @@ class Counter:
 # ---- one schedule ----------------------------------------------------------------------------------------
 
 class Schedule:
-    """Runs operations, each at a seam of the one before it. ``outcomes`` in their order; ``seams`` of the first."""
+    """Runs operations, each at a seam of the one before. ``outcomes`` are in their order, ``seams`` the first one's."""
 
     def __init__(self, steps: Sequence[Step], is_seam: IsSeam = is_seam) -> None:
         self.steps = steps
@@ -196,10 +196,10 @@ class Schedule:
         return "; ".join(counter.place for counter in self.counters if counter is not None and counter.place)
 
     def run(self) -> Schedule:
-        """Returns when all operations are over. Those whose seam never came do not run; see ``started``."""
-        gc.disable()  # a collection would close files, and so count seams, at no certain place
+        """Run the operations to their end. Those whose seam never came do not run; see ``started``."""
+        gc.disable()  # a collection would close files, and so count seams, at random places
         self._start(0)
-        for thread in self._threads:  # it grows meanwhile, but only while one of those in it runs
+        for thread in self._threads:  # the list grows only while one of its threads runs
             thread.join(PATIENCE)
             if thread.is_alive():
                 raise Deadlock(f"{self.place}: {self.outcomes}")
@@ -227,12 +227,12 @@ class Schedule:
             self._over[number].set()
 
     def _run_next(self, number: int) -> None:
-        """At a seam: the next operation, to its end or until all other threads are blocked."""
+        """Run the next operation at a seam, to its end or until all other threads are blocked."""
         if number == len(self.steps):
             return
         self._start(number)
         over = self._over[number]
-        waiting = {str(thread.native_id) for thread in self._threads[:number]}  # at their seams: this one, and before
+        waiting = {str(thread.native_id) for thread in self._threads[:number]}  # this and earlier threads
         before: list[str] | None = None
         while not over.wait(GLANCE):
             now = asleep(waiting)
@@ -242,9 +242,9 @@ class Schedule:
 
 
 def asleep(waiting: set[str]) -> list[str] | None:
-    """How often each thread went to sleep, but those that wait at seams; None when one of them is running.
+    """Return how often each thread not waiting at a seam went to sleep; None if one of them is running.
 
-    Two equal answers, between which this thread let go of the interpreter, mean that all others are blocked.
+    Two equal answers, with the GIL released by this thread in between, mean that all others are blocked.
     """
     counts = []
     for task in os.listdir("/proc/self/task"):

@@ -1,4 +1,4 @@
-"""The same of a Raft log: what its schedules are made of, what each does to a list, and what may be true in the end."""
+"""The operations of a Raft log for schedules: their effect on a list, and what must hold in the end."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from fastsm import Entry, FastsmError, LockedError, LogId, NotRunningError, Raft
 from support.inside import inside
 from support.list_log import ListLog, LogState, state_of
 
-LAST = 12  # entry of the template, all of which is durable
+LAST = 12  # the template's last entry; all of them are durable
 DIRTY = 14  # the last entry when a schedule begins
-BORDER = LogId(5, 2)  # at that time: the first segment may go
+BORDER = LogId(5, 2)  # the border when a schedule begins: the first segment may be removed
 Log = Any
 
 
 class Operation(NamedTuple):
-    """``run(log)`` on the log; ``model(model)`` on the list, where that differs."""
+    """``run(log)`` runs it on the log, ``model(model)`` on the list, if that differs."""
 
     run: Callable[[Log], Any]
     model: Callable[[Log], Any] | None = None
 
 
 def without_room(content: bytes) -> bytes:
-    """A file without the zeros that were allocated ahead."""
+    """Return a file without the zeros that were allocated ahead."""
     return content[: len(content.rstrip(b"\0")) + 7 & ~7]
 
 
@@ -42,13 +42,13 @@ def entries(first: int, last: int, term: int, size: int = 50) -> list[Entry]:
 
 
 def dirty(log: Log) -> None:
-    """What no sync has covered when a schedule begins: two entries, and a segment that may go."""
+    """Make changes that no sync has covered: two entries, and a segment that may be removed."""
     log.append(entries(LAST + 1, DIRTY, 3))
     log.compact(BORDER)
 
 
 class ModelLog(ListLog):
-    """The list, with an end."""
+    """The list, which can be closed."""
 
     closed = False
 
@@ -63,10 +63,10 @@ class ModelLog(ListLog):
         return self.state.hard_state
 
 
-# ---- a disk that knows what was synced -------------------------------------------------------------------
+# ---- a disk that keeps only what was synced --------------------------------------------------------------
 
 class Kept(NamedTuple):
-    """What is on the disk for sure: files by number, and the numbers that names have."""
+    """What is certainly on the disk: files by number, and the numbers of names."""
 
     content: dict[int, bytes]
     names: dict[str, int]
@@ -78,22 +78,22 @@ class Kept(NamedTuple):
 
 
 class WorstDisk(Watched):
-    """Keeps of each file what its last sync covered, and the names that a sync of the directory did; nothing else."""
+    """A disk that keeps of each file only what its last sync covered, and only names that a directory sync covered."""
 
     content: ClassVar[dict[int, bytes]] = {}
     names_kept: ClassVar[dict[str, int]] = {}
-    looks = kept_look = 0  # at the names: how many there were, and the one that `names_kept` is of
+    looks = kept_look = 0  # looks at the names: their count, and the number of the one in `names_kept`
     guard = threading.Lock()
 
     def stores_are_safe(self, fd: Any) -> bool:
-        return False  # so each frame is a call of the seam
+        return False  # so that each frame is written by a call of the seam
 
     def sync(self, fd: Any) -> None:  # type: ignore[override]
         covered = without_room(os.pread(int(fd), os.fstat(int(fd)).st_size, 0))
         number = os.fstat(int(fd)).st_ino
         self.sync_now(fd)
         with WorstDisk.guard:
-            if not WorstDisk.content.get(number, b"").startswith(covered):  # else another one covered more
+            if not WorstDisk.content.get(number, b"").startswith(covered):  # otherwise another sync covered more
                 WorstDisk.content[number] = covered
 
     def sync_directory(self) -> None:
@@ -103,12 +103,12 @@ class WorstDisk(Watched):
             look = WorstDisk.looks
         super().sync_directory()
         with WorstDisk.guard:
-            if look > WorstDisk.kept_look:  # else another one, that saw the names later, is over already
+            if look > WorstDisk.kept_look:  # otherwise a sync that saw the names later is over already
                 WorstDisk.names_kept, WorstDisk.kept_look = found, look
 
     @staticmethod
     def begin(path: Path) -> None:
-        """All that is there now is durable."""
+        """Make everything that is there now durable."""
         WorstDisk.names_kept = {each.name: each.stat().st_ino for each in path.iterdir() if each.name != "LOCK"}
         WorstDisk.content = {each.stat().st_ino: each.read_bytes() for each in path.iterdir() if each.name != "LOCK"}
 
@@ -119,7 +119,7 @@ class WorstDisk(Watched):
 
 
 class Acknowledged(NamedTuple):
-    """The value of an operation that promises something of the disk, and what that held when it returned."""
+    """The value of an operation that promises durability, and what the disk held when it returned."""
 
     value: Any
     kept: Kept
@@ -164,7 +164,7 @@ def open_model(model: ModelLog) -> LogState:
 
 
 def nothing(model: ModelLog) -> None:
-    """What changes no entry, and tells of none."""
+    """Do nothing: the operation neither changes nor reads entries."""
 
 
 OPERATIONS = {
@@ -187,13 +187,13 @@ OPERATIONS = {
     "close": promise(lambda log: log.close()),
     "open": Operation(open_it, open_model),
 }  # fmt: skip
-FIRSTS = tuple(name for name in OPERATIONS if name != "append, known")  # at whose seams others run
+FIRSTS = tuple(name for name in OPERATIONS if name != "append, known")  # operations at whose seams others run
 SECONDS = tuple(name for name in FIRSTS if name != "vote")
 EVEN_CLOSED = ("close", "open")
 
 
 class Template:
-    """A directory that schedules begin with: three segments, a border, a vote; and two entries that no sync covers."""
+    """The directory that schedules begin with: three segments, a border, a vote, and two unsynced entries."""
 
     def __init__(self, root: Path, *, rotating: bool) -> None:  # each append begins a segment
         self.root, self.rotating, self.number = root, rotating, 0
@@ -211,7 +211,7 @@ class Template:
         self.files = {each.name: without_room(each.read_bytes()) for each in path.iterdir()}
 
     def fresh(self, files: type[WorstDisk] = WorstDisk) -> RaftLog:
-        """The log, opened, what it holds dirty in part."""
+        """Open the log, and make its unsynced changes."""
         self.number += 1
         path = self.root / f"log-{self.number}"
         path.mkdir()
@@ -224,7 +224,7 @@ class Template:
         return log
 
     def expected(self, names: Sequence[str]) -> tuple[list[Any], LogState]:
-        """What the list comes to: each result, or the class of the error; and what it then holds."""
+        """Run the operations on the list; return each result, or the class of the error, and the final content."""
         model = ModelLog(self.state)
         dirty(model)
         results: list[Any] = []
@@ -239,7 +239,7 @@ class Template:
         return results, model.state
 
     def kept(self, kept: Kept) -> LogState:
-        """What would be there if the power failed, and all were lost that no sync has covered."""
+        """Return the log that would be there after a power loss that takes everything unsynced."""
         self.number += 1
         path = self.root / f"kept-{self.number}"
         kept.build(path)
@@ -253,7 +253,7 @@ class Template:
 # ---- judgement -------------------------------------------------------------------------------------------
 
 def explore(template: Template, names: tuple[str, str], seam: int) -> Schedule:
-    """Runs one schedule: the second operation at a seam of the first. Raises ``Violation``."""
+    """Run one schedule: the second operation at a seam of the first. Raises ``Violation``."""
     log = template.fresh()
     schedule = schedule_of(log, names, seam)
     try:
@@ -273,7 +273,7 @@ def schedule_of(log: RaftLog, names: tuple[str, str], seam: int) -> Schedule:
 
 
 def explore_all(template: Template, names: tuple[str, str]) -> int:
-    """Runs the second operation at every seam of the first; returns how many there are. Raises ``Violation``."""
+    """Run the second operation at every seam of the first; return how many there are. Raises ``Violation``."""
     seam = 0
     while explore(template, names, seam).started[1]:
         seam += 1
@@ -281,7 +281,7 @@ def explore_all(template: Template, names: tuple[str, str]) -> int:
 
 
 def judge(template: Template, log: RaftLog, names: Sequence[str], schedule: Schedule) -> None:
-    """The list, in one of the orders, the log, what opening it again finds, and what the disk keeps, agree."""
+    """Check that the log, a reopening and the disk agree with the list, in one of the orders."""
     ran = [name for name, started in zip(names, schedule.started, strict=True) if started]
     outcomes = schedule.outcomes[: len(ran)]
     what = f"{' / '.join(names)} at {schedule.place}: {outcomes}"
@@ -314,7 +314,7 @@ def agrees(name: str, outcome: Any, result: Any) -> bool:
 
 
 def judge_kept(template: Template, name: str, other: str, value: Any, found: LogState | None, what: str) -> None:
-    """What an operation has promised is on the disk, whatever of the rest is lost."""
+    """Check that the disk keeps what an operation promised, whatever else is lost."""
     if not isinstance(value, Acknowledged):
         return
     state = template.kept(value.kept)
@@ -332,17 +332,17 @@ def judge_kept(template: Template, name: str, other: str, value: Any, found: Log
         raise Violation(f"{what}: {name} has returned, and the disk keeps {state}")
 
 
-# ---- a disk that tells of an error once ------------------------------------------------------------------
+# ---- a disk that reports an error once -------------------------------------------------------------------
 
 MAKE_DURABLE = ("sync", "sync, coroutine", "vote", "vote, another", "append", "close")
 
 
 class WorstTellsOnce(TellsOnce, WorstDisk):
-    """Both at once."""
+    """A disk that reports an error once, and keeps only what was synced."""
 
 
 def explore_one_error(template: Template, names: tuple[str, str], seam: int) -> Schedule:
-    """One schedule of two that make durable; nothing that either acknowledged may hang on the failed sync."""
+    """Run a schedule of two syncing operations; what either acknowledged must not depend on the failed sync."""
     TellsOnce.armed = False
     log = template.fresh(WorstTellsOnce)
     TellsOnce.armed = True
@@ -356,7 +356,7 @@ def explore_one_error(template: Template, names: tuple[str, str], seam: int) -> 
                 judge_kept(template, name, "", outcome.value, None, what)
         told = [each for each in schedule.outcomes if isinstance(each.error, StorageError)]
         if not TellsOnce.armed and not told:
-            raise Violation(f"{what}: nobody was told of the error")
+            raise Violation(f"{what}: no operation raised the error")
         if not inside(log).is_closed() and log.durable_index > LAST:
             raise Violation(f"{what}: durable {log.durable_index}")
     finally:

@@ -1,4 +1,4 @@
-"""What schedules are made of, what each operation does to the model, and what may be true in the end."""
+"""The operations of a state machine for schedules: their effect on the model, and what must hold in the end."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ from fastsm import (
 from support.inside import inside
 
 OPTIONS: dict[str, Any] = {"auto_compact": False, "verify_on_open": "full", "retain_entries": 0, "ordered": True}
-APPLIED = 10  # entries of the template, 4 of which are in its base
+APPLIED = 10  # entries of the template, 4 of them in its base
 KEYS = [b"key-0", b"key-1", b"key-2", b"nothing", b"new"]
 Machine = Any
 
 
 class Operation(NamedTuple):
-    """``run(machine, root)`` on the machine; ``model(machine, root)`` on the model, where that differs."""
+    """``run(machine, root)`` runs it on the machine, ``model(machine, root)`` on the model, if that differs."""
 
     run: Callable[[Machine, Path], Any]
     model: Callable[[Machine, Path], Any] | None = None
     replaces: bool = False  # it ends snapshots and compactions
-    ends: bool = False      # it makes others meet a machine that does not run
+    ends: bool = False      # others may then find the machine stopped
     compacts: bool = False
     is_ended: bool = False  # resets and installs end it
-    sees_files: bool = False  # only what frames hold
+    sees_files: bool = False  # it sees only what is in frames
 
 
 def entries(first: int, last: int, term: int = 1) -> list[tuple[int, int, bytes]]:
@@ -69,7 +69,7 @@ def snapshot(machine: Machine, root: Path, last: tuple[int, int] | None = None) 
 
 
 def snapshot_in_coroutine(machine: Machine, root: Path) -> Any:
-    # `asyncio.run` would be most of the schedule's time; the coroutine is the same.
+    # `asyncio.run` would take most of the schedule's time; the coroutine is the same without it.
     directory = root / f"{type(machine).__name__}-coroutine"
     return run_alone(machine.generate_snapshot_data(directory, machine.last_applied()))
 
@@ -113,12 +113,12 @@ def watch(machine: Machine, root: Path) -> Any:
     watch = machine.watch(start=9)
     told = watch.read(1, timeout=0)
     if isinstance(machine, FastStateMachine):
-        machine.verify()  # another operation may come here
+        machine.verify()  # another operation may run here
     return told + watch.read(timeout=0)
 
 
 def scan_anew(machine: Machine, root: Path) -> Any:
-    """A scan for which the order is built, between whose pieces another operation may come."""
+    """Scan after building the order in pieces, between which another operation may run."""
     inside(machine).require()
     inside(machine).order().forget()
     inside(machine).order_next(inside(machine).index, inside(machine).log.mapping, between_pieces)
@@ -127,11 +127,11 @@ def scan_anew(machine: Machine, root: Path) -> Any:
 
 # ---- readers of the directory ----------------------------------------------------------------------------
 
-STANDING: dict[Path, Reader] = {}  # one that was opened before the schedule, by the root of the template
+STANDING: dict[Path, Reader] = {}  # by the template's root, a reader opened before the schedule
 
 
 def shown(machine: Machine, root: Path) -> Any:
-    """What a reader shows: last applied and all pairs. The model's does not ask whether it runs."""
+    """Return what a reader shows: last applied and all pairs. The model's shows it even when stopped."""
     if isinstance(machine, MemoryStateMachine):
         return machine.last_applied(), list(inside(machine).state.values.items())
     return machine.last_applied(), list(machine.items())
@@ -143,7 +143,7 @@ def open_reader(machine: Machine, root: Path) -> Any:
 
 
 def refresh(machine: Machine, root: Path) -> Any:
-    """The slot whose turn it is has been stored in part at this moment, by an owner who is in the middle of it."""
+    """Refresh while the next slot is partly stored, as by an owner in the middle of a publication."""
     reader = STANDING[root]
     tear(root / "state")
     reader.refresh()
@@ -151,7 +151,7 @@ def refresh(machine: Machine, root: Path) -> Any:
 
 
 def tear(state: Path) -> None:
-    """Stores the fields of a next publication that makes no sense, but for its number, which comes last."""
+    """Store the fields of an invalid next publication, except for its number, which would come last."""
     slots = np.memmap(state / "PUBLISHED", np.uint64, "r+", 64, (2, 8))
     older = slots[int(slots[1][0] < slots[0][0])]
     older[1:7] = slots[int(slots[1][0] > slots[0][0])][1:7] + np.uint64(8)
@@ -203,23 +203,23 @@ OPERATIONS = {
     "get_view": Operation(view, lambda machine, root: machine.get(b"key-0")),
 }  # fmt: skip
 
-SNAPSHOTS = {  # where they are written
+SNAPSHOTS = {  # the directory of each snapshot
     "snapshot": "FastStateMachine-None", "snapshot, older": "FastStateMachine-(8, 1)",
     "snapshot, coroutine": "FastStateMachine-coroutine"}
-READS = (  # they change nothing: one after another
+READS = (  # they change nothing, so they run one after another
     "get_many", "scan", "ordered", "count", "items", "membership", "stats", "state checksum", "get_view")
 READ_ALL = "all reads"
 OPERATIONS_AND_READS = OPERATIONS | {
     READ_ALL: Operation(
         lambda machine, root: [OPERATIONS[name].run(machine, root) for name in READS],
         lambda machine, root: [(OPERATIONS[name].model or OPERATIONS[name].run)(machine, root) for name in READS])}
-SECONDS = [name for name in OPERATIONS_AND_READS if name not in READS]  # each other operation, all reads at once
+SECONDS = [name for name in OPERATIONS_AND_READS if name not in READS]  # each other operation, and all reads together
 
 
 # ---- the state to begin with -----------------------------------------------------------------------------
 
 class Numbers:
-    """In place of ``os.urandom``: other bytes at each call, the same ones in each schedule, so that files are equal."""
+    """Stands in for ``os.urandom``: other bytes at each call, the same in each schedule, so that files are equal."""
 
     count = 0
 
@@ -232,7 +232,7 @@ NUMBERS = Numbers()
 
 
 class Template:
-    """A directory with a base and a log, another replica's snapshot, and the model of the same state."""
+    """The directory that schedules begin with: a base and a log, another replica's snapshot, and the equal model."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -242,7 +242,7 @@ class Template:
                 one.apply(entries(1, 4))
             machine.compact()
             for one, entry in itertools.product((machine, self.model), entries(5, APPLIED)):
-                one.apply([entry])  # each a chunk, so that compaction has something to do
+                one.apply([entry])  # one chunk per entry, so that compaction has something to do
         self.files = {path.name: path.read_bytes() for path in (root / "template").iterdir()}
         self.found: dict[bytes, Any] = {}  # by the digest of the files
         (root / "state").mkdir(mode=0o700)
@@ -256,7 +256,7 @@ class Template:
         return FastStateMachine(self.root / "state", _files=Watched, **OPTIONS)
 
     def fill_state(self) -> None:
-        """Makes the directory of the state what it is to begin with, and takes all snapshots away."""
+        """Restore the state's directory to its beginning, and remove all snapshots."""
         for directory in SNAPSHOTS.values():
             with contextlib.suppress(FileNotFoundError):
                 for name in os.listdir(self.root / directory):
@@ -268,7 +268,7 @@ class Template:
             (state / name).write_bytes(content)
 
     def reopened(self) -> Any:
-        """What opening finds in the state's directory; equal files are opened once, since many schedules leave them."""
+        """Return what an opening finds in the state's directory; equal files, which are frequent, are opened once."""
         digest = blake3.blake3()
         for path in sorted((self.root / "state").iterdir()):
             if path.name not in ("LOCK", "PUBLISHED"):
@@ -282,7 +282,7 @@ class Template:
 
     @cache  # noqa: B019  # as many as there are pairs
     def expected(self, names: tuple[str, ...]) -> tuple[tuple[Any, ...], Any]:
-        """What the model comes to: the result, or the class of the error, of each operation in turn; the state."""
+        """Run the operations on the model; return each result, or the class of the error, and the final state."""
         machine = copy.deepcopy(self.model)
         results = []
         for name in names:
@@ -296,7 +296,7 @@ class Template:
 
 
 def state_of(machine: Machine) -> Any:
-    """All that can be compared."""
+    """Return everything that can be compared."""
     return (
         machine.last_applied(), list(machine.items()), machine.membership(), machine.snapshot_metadata(),
         machine.scan(), machine.scan(reverse=True),
@@ -306,11 +306,11 @@ def state_of(machine: Machine) -> Any:
 # ---- judgement -------------------------------------------------------------------------------------------
 
 class Violation(AssertionError):
-    """A schedule that came to what no order of its operations comes to."""
+    """A schedule had an outcome that no order of its operations has."""
 
 
 def explore(template: Template, names: Sequence[str], seams: Sequence[int]) -> Schedule:
-    """Runs one schedule: each operation of ``names`` at a seam of the one before. Raises ``Violation``."""
+    """Run one schedule: each operation of ``names`` at a seam of the one before. Raises ``Violation``."""
     machine = template.fresh()
     if "refresh" in names:
         STANDING[template.root] = Reader(template.root / "state")
@@ -333,7 +333,7 @@ def explore(template: Template, names: Sequence[str], seams: Sequence[int]) -> S
 
 
 def explore_all(template: Template, names: tuple[str, str]) -> int:
-    """Runs the second operation at every seam of the first; returns how many there are. Raises ``Violation``."""
+    """Run the second operation at every seam of the first; return how many there are. Raises ``Violation``."""
     seam = 0
     while explore(template, names, (seam,)).started[1]:
         seam += 1
@@ -341,7 +341,7 @@ def explore_all(template: Template, names: tuple[str, str]) -> int:
 
 
 def judge(template: Template, machine: FastStateMachine, names: Sequence[str], schedule: Schedule) -> None:
-    """The state, what reopening finds, and the model agree."""
+    """Check that the state, a reopening and the model, in one of the orders, agree."""
     ran = [name for name, started in zip(names, schedule.started, strict=True) if started]
     outcomes = schedule.outcomes[: len(ran)]
     for outcome in outcomes:
@@ -368,7 +368,7 @@ def judge(template: Template, machine: FastStateMachine, names: Sequence[str], s
 
 
 def fits(template: Template, names: Sequence[str], order: Sequence[int], outcomes: Sequence[Any], found: Any) -> bool:
-    """Whether the model, in this order, comes to the same; what was refused or ended as it may be did nothing."""
+    """Return whether the model, in this order, has the same outcomes; operations that may be refused did nothing."""
     done = [number for number in order if not was_ended(names, number, outcomes[number].error)]
     results, state = template.expected(tuple(names[number] for number in done))
     return state == found and all(
@@ -380,31 +380,31 @@ def agrees(template: Template, names: Sequence[str], number: int, outcome: Any, 
         return type(outcome.error) is result
     if outcome.value == result:
         return True
-    if OPERATIONS_AND_READS[names[number]].sees_files:  # an update of last applied is in no frame yet
+    if OPERATIONS_AND_READS[names[number]].sees_files:  # an update of last applied is not in a frame yet
         return bool(outcome.value == template.expected((names[number],))[0][0])
     return False
 
 
 def was_ended(names: Sequence[str], number: int, error: BaseException | None) -> bool:
-    """Whether an operation failed since another one ended it, or took what it asked for away."""
+    """Return whether an operation failed because another one ended it, or removed what it needed."""
     if error is None:
         return False
     operation = OPERATIONS_AND_READS[names[number]]
     others = [OPERATIONS_AND_READS[name] for i, name in enumerate(names) if i != number]
     if isinstance(error, (CompactedError, SnapshotRangeError)):
         return operation.is_ended and any(other.compacts or other.replaces for other in others)
-    if type(error) is SnapshotError:  # an install is ended by a close alone
+    if type(error) is SnapshotError:  # only a close ends an install
         return any(other.ends or (operation.is_ended and other.replaces) for other in others)
     return isinstance(error, NotRunningError) and any(other.ends for other in others)
 
 
-# ---- a disk that tells of an error once ------------------------------------------------------------------
+# ---- a disk that reports an error once -------------------------------------------------------------------
 
 MAKE_DURABLE = ("apply", "flush", "save_hard_state", "update")
 
 
 def explore_one_error(template: Template, names: Sequence[str], seam: int) -> Schedule:
-    """One schedule of two that make durable; nothing that either acknowledged may hang on the failed sync."""
+    """Run a schedule of two syncing operations; what either acknowledged must not depend on the failed sync."""
     template.fill_state()
     TellsOnce.armed = False
     machine = FastStateMachine(template.root / "state", sync="apply", _files=TellsOnce, **OPTIONS)
@@ -414,7 +414,7 @@ def explore_one_error(template: Template, names: Sequence[str], seam: int) -> Sc
         "flush": machine.flush, "save_hard_state": machine.save_hard_state,
         "update": lambda: machine.persist_last_applied(LogId(machine.last_applied().index + 1, 2)),
     }
-    machine.update_last_applied(LogId(APPLIED + 1, 2))  # so that each of them has something to make durable
+    machine.update_last_applied(LogId(APPLIED + 1, 2))  # so that each of the two has something to make durable
     TellsOnce.armed = True
     schedule = Schedule([Step(acts[names[0]], seam), Step(acts[names[1]], None)]).run()
     failed = [outcome for outcome in schedule.outcomes if isinstance(outcome.error, StorageError)]

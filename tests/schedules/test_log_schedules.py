@@ -1,4 +1,4 @@
-"""Every pair of a Raft log's operations, at every call of the system; a disk that tells of an error once."""
+"""Every pair of a Raft log's operations, at every call of the system; and a disk that reports an error once."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def template(request: pytest.FixtureRequest) -> Iterator[Template]:
 def test_any_operation_at_any_seam_of_another_comes_to_what_one_after_the_other_would(
     template: Template, first: str
 ) -> None:
-    """Each is as if alone, or a typed error; what it promised is on the disk; what is there opens as memory was."""
+    """Both operations have the outcome of some order or a typed error; their promises and the disk's content hold."""
     print(first, {second: explore_all(template, (first, second)) for second in SECONDS})
 
 
 @pytest.mark.parametrize("first", MAKE_DURABLE)
 def test_nothing_is_acknowledged_next_to_a_failing_sync(template: Template, first: str) -> None:
-    """The system tells of a lost page once: who syncs at that time must not take its silence for success."""
+    """The system reports a lost page once, so a sync that overlaps the failing one must not count as a success."""
     for second in MAKE_DURABLE:
         seam = 0
         while explore_one_error(template, (first, second), seam).started[1]:
@@ -40,7 +40,7 @@ def test_nothing_is_acknowledged_next_to_a_failing_sync(template: Template, firs
 
 
 def test_the_explorer_sees_a_sync_that_is_none(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A log that acknowledges before it syncs is found, so that the tests above can fail."""
+    """The explorer finds a log that acknowledges before it syncs, so the tests above can fail."""
     monkeypatch.setattr(RaftLog, "_sync_to", lambda *_: None)
     for pair in (("vote", "reads"), ("sync", "append")):
         with pytest.raises(Violation):
@@ -48,7 +48,7 @@ def test_the_explorer_sees_a_sync_that_is_none(template: Template, monkeypatch: 
 
 
 def test_the_same_seam_is_the_same_place(template: Template) -> None:
-    """Schedules are deterministic: run twice, each number of a seam means the same place."""
+    """Schedules are deterministic: in two runs, each seam number means the same place."""
     for seam in range(6):
         places = [explore(template, ("close", "sync"), seam).place for _ in range(2)]
         assert places[0] == places[1]

@@ -1,4 +1,4 @@
-"""Every pair of operations at every seam, triples by a seed, and a disk that tells of an error once."""
+"""Every pair of operations at every seam, random triples, and a disk that reports an error once."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def template() -> Iterator[Template]:
 def test_any_operation_at_any_seam_of_another_comes_to_what_one_after_the_other_would(
     template: Template, first: str
 ) -> None:
-    """Each is as if alone, or ended with a typed error; what is on disk opens, and is what memory was."""
+    """Both operations have the outcome of some order or a typed error, and the directory opens as the same state."""
     for second in SECONDS:
         explore_all(template, (first, second))
 
 
 def test_compaction_at_a_seam_of_any_operation_at_a_seam_of_another(template: Template) -> None:
-    """Three at once, drawn: with a compaction by itself among them."""
+    """Random schedules of three operations, one of them an automatic compaction, have the outcome of some order."""
     print("seed", SEED)
     dice = random.Random(SEED)
     for _ in range(TRIPLES):
@@ -60,7 +60,7 @@ def test_compaction_at_a_seam_of_any_operation_at_a_seam_of_another(template: Te
 @pytest.mark.parametrize("first", MAKE_DURABLE)
 @pytest.mark.parametrize("second", MAKE_DURABLE)
 def test_nothing_is_acknowledged_next_to_a_failing_sync(template: Template, first: str, second: str) -> None:
-    """The system tells of a lost page once: who syncs at that time must not take its silence for success."""
+    """The system reports a lost page once, so a sync that overlaps the failing one must not count as a success."""
     seam = 0
     while explore_one_error(template, (first, second), seam).started[1]:
         seam += 1
@@ -68,7 +68,7 @@ def test_nothing_is_acknowledged_next_to_a_failing_sync(template: Template, firs
 
 
 def test_the_explorer_sees_a_missing_epoch(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A snapshot that does not compare the epoch of its state is found, so that the tests above can fail."""
+    """The explorer finds a snapshot that does not compare its state's epoch, so the tests above can fail."""
     monkeypatch.setattr(FastStateMachine, "_refuse_replaced", lambda *_: None)
     monkeypatch.setattr(FastStateMachine, "_is_same_state", lambda *_: True)
     with pytest.raises(Violation):
@@ -78,7 +78,7 @@ def test_the_explorer_sees_a_missing_epoch(template: Template, monkeypatch: pyte
 def test_the_explorer_sees_a_reader_that_trusts_an_old_generation(
     template: Template, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader that does not look at the identity of the log that is published is found."""
+    """The explorer finds a reader that does not check the identity of the published log."""
 
     class Trusting(Reader):
         __slots__ = ()
@@ -94,14 +94,14 @@ def test_the_explorer_sees_a_reader_that_trusts_an_old_generation(
 def test_the_explorer_sees_a_publication_that_is_read_half_written(
     template: Template, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A slot that is torn between its fields, and made to look whole, is found: a reader must not take it."""
+    """The explorer finds a reader that accepts a slot of which only some fields are stored."""
 
     def tear_unseen(state: Path) -> None:
         slots = np.memmap(state / "PUBLISHED", np.uint64, "r+", 64, (2, 8))
         older, newer = sorted(slots, key=lambda slot: int(slot[0]))
         older[:7] = newer[:7]
         older[0] += np.uint64(1)
-        older[4] += np.uint64(1)  # the last applied entry is the next one's, all else is not
+        older[4] += np.uint64(1)  # only the last applied entry is the next publication's
         older[7] = checksum_of(older)
 
     monkeypatch.setattr(operations, "tear", tear_unseen)
@@ -110,8 +110,8 @@ def test_the_explorer_sees_a_publication_that_is_read_half_written(
 
 
 def test_the_same_seam_is_the_same_place(template: Template) -> None:
-    """Schedules are deterministic: run twice, each number of a seam means the same place."""
-    explore(template, ("snapshot", "flush"), (0,))  # what is imported when it is first used
+    """Schedules are deterministic: in two runs, each seam number means the same place."""
+    explore(template, ("snapshot", "flush"), (0,))  # so that modules imported at first use are there
     for seam in range(0, 80, 10):
         places = [explore(template, ("snapshot", "flush"), (seam,)).place for _ in range(2)]
         assert places[0] == places[1]

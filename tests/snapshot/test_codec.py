@@ -1,4 +1,4 @@
-"""Zstandard within bounds: one whole frame, no more than was said, in little memory, whoever made it."""
+"""Zstandard within bounds: one whole frame of the announced size, in little memory, from any writer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.snapshots import StateSource, some_state
 
 
 def compressed(data: bytes) -> bytes:
-    """One frame, as the writer makes it."""
+    """Return a frame as the writer makes it."""
     parts: list[bytes] = []
     size = codec.compress([data[at : at + 70_000] for at in range(0, len(data), 70_000)], len(data), parts.append)
     assert size == sum(map(len, parts))
@@ -29,7 +29,7 @@ def compressed(data: bytes) -> bytes:
 
 
 def expand(frame: bytes, flat_size: int, stored_size: int | None = None) -> bytes:
-    """What the frame holds."""
+    """Return the content of a frame."""
     stored_size = len(frame) if stored_size is None else stored_size
     pieces = list(codec.decompress(io.BytesIO(frame).read, stored_size, flat_size, "file"))
     assert all(len(piece) <= codec.PIECE for piece in pieces)
@@ -40,8 +40,8 @@ SAMPLES = [b"", b"x", b"text " * 1000, random.Random(1).randbytes(300_000), byte
 
 
 @pytest.mark.parametrize("data", SAMPLES, ids=len)
-def test_what_was_compressed_is_expanded(data: bytes) -> None:
-    """Any bytes come back, nothing too."""
+def test_compressed_content_is_expanded(data: bytes) -> None:
+    """Any bytes, including none, are expanded to what was compressed."""
     assert expand(compressed(data), len(data)) == data
 
 
@@ -56,13 +56,13 @@ def test_what_was_compressed_is_expanded(data: bytes) -> None:
 )
 @pytest.mark.parametrize("data", SAMPLES, ids=len)
 def test_frames_of_other_writers_are_expanded(data: bytes, options: dict[str, bool]) -> None:
-    """A frame may carry its size and a checksum, or not."""
+    """Frames with and without a size and a checksum are expanded."""
     assert expand(zstandard.ZstdCompressor(level=1, **options).compress(data), len(data)) == data
 
 
 @pytest.mark.parametrize("data", SAMPLES[1:], ids=len)
-def test_another_size_than_was_said_is_a_format_error(data: bytes) -> None:
-    """One byte more or less than the header says, with and without the size in the frame."""
+def test_another_size_than_announced_is_a_format_error(data: bytes) -> None:
+    """Content one byte longer or shorter than announced is refused, with and without a size in the frame."""
     for frame in (compressed(data), zstandard.ZstdCompressor(write_content_size=False).compress(data)):
         for size in (len(data) - 1, len(data) + 1, 0):
             with pytest.raises(SnapshotFormatError):
@@ -70,7 +70,7 @@ def test_another_size_than_was_said_is_a_format_error(data: bytes) -> None:
 
 
 def test_a_frame_cut_anywhere_is_a_format_error() -> None:
-    """Also when only its end is missing, after all of its content."""
+    """A frame that is cut anywhere is refused, even if all of its content is there."""
     data = random.Random(2).randbytes(500) * 3
     for checksum in (False, True):
         frame = zstandard.ZstdCompressor(write_checksum=checksum).compress(data)
@@ -81,13 +81,10 @@ def test_a_frame_cut_anywhere_is_a_format_error() -> None:
                 expand(frame[:size], len(data), len(frame))
 
 
-@pytest.mark.parametrize(
-    "tail",
-    [b"\0", b"tail", compressed(b""), compressed(b"x"), b"\x50\x2a\x4d\x18" + bytes(4)],
-    ids=["zero", "bytes", "an empty frame", "a frame", "a skippable frame"],
-)
-def test_anything_behind_the_frame_is_a_format_error(tail: bytes) -> None:
-    """There is one frame, and nothing after it."""
+@pytest.mark.parametrize("tail", [b"\0", b"tail", compressed(b""), compressed(b"x"), b"\x50\x2a\x4d\x18" + bytes(4)],
+                         ids=["zero", "bytes", "an empty frame", "a frame", "a skippable frame"])
+def test_anything_after_the_frame_is_a_format_error(tail: bytes) -> None:
+    """Bytes after the frame, even another frame, are refused."""
     for data in (b"", b"x", bytes(3 << 20)):
         with pytest.raises(SnapshotFormatError, match="after the frame"):
             expand(compressed(data) + tail, len(data))
@@ -95,20 +92,17 @@ def test_anything_behind_the_frame_is_a_format_error(tail: bytes) -> None:
             expand(compressed(data) + tail, len(data) + 1)
 
 
-@pytest.mark.parametrize(
-    "frame",
-    [b"", b"no frame at all", b"\x50\x2a\x4d\x18" + bytes(4), b"\x28\xb5\x2f\xfd\x20"],
-    ids=["nothing", "text", "skippable", "a head alone"],
-)
-def test_what_is_no_frame_is_a_format_error(frame: bytes) -> None:
-    """Neither other bytes nor a frame without content."""
+@pytest.mark.parametrize("frame", [b"", b"no frame at all", b"\x50\x2a\x4d\x18" + bytes(4), b"\x28\xb5\x2f\xfd\x20"],
+                         ids=["nothing", "text", "skippable", "a head alone"])
+def test_an_invalid_zstd_frame_is_a_format_error(frame: bytes) -> None:
+    """Bytes that are not a frame, and a frame without content, are refused."""
     for size in (0, 10):
         with pytest.raises(SnapshotFormatError):
             expand(frame, size)
 
 
 def test_flipped_bytes_are_a_format_error_or_other_content() -> None:
-    """No flip of a byte crashes, hangs, or brings more than was said."""
+    """A flipped byte never causes a crash, a hang, or more content than announced."""
     data = b"some text, some more text, and some " * 40
     frame = zstandard.ZstdCompressor(write_checksum=True).compress(data)
     for at in range(len(frame)):
@@ -119,7 +113,7 @@ def test_flipped_bytes_are_a_format_error_or_other_content() -> None:
 
 
 def test_a_large_window_is_refused() -> None:
-    """A window of 8 MiB is the most: one of 16 MiB, or a single segment of that size, would take that memory."""
+    """A window or a single segment of 16 MiB, which would take that memory, is refused: the limit is 8 MiB."""
     data = bytes(range(256)) * (9 << 12)
     for window_log, fits in ((23, True), (24, False)):
         parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=window_log, write_content_size=False)
@@ -137,14 +131,14 @@ def test_a_large_window_is_refused() -> None:
 
 
 def bomb(size: int) -> bytes:
-    """A frame of blocks that are one byte, repeated: 128 KiB for 4 bytes."""
+    """Return a frame of blocks that repeat one byte: 4 bytes for 128 KiB each."""
     blocks = size // codec.BLOCK_LIMIT
     block = (codec.BLOCK_LIMIT << 3 | codec.RLE << 1).to_bytes(3, "little") + b"b"
     return b"\x28\xb5\x2f\xfd\x00\x58" + block * blocks + b"\x01\x00\x00"
 
 
 def test_a_bomb_takes_little_memory() -> None:
-    """1 GiB in 32 KiB is refused at the first byte that was not announced; announced, it comes in small pieces."""
+    """A frame of 32 KiB for 1 GiB is refused at the first unannounced byte; if announced, it comes in small pieces."""
     frame = bomb(1 << 30)
     assert expand(bomb(1 << 22), 1 << 22) == b"b" * (1 << 22)
     tracemalloc.start()
@@ -175,10 +169,12 @@ def test_a_reader_without_memory_is_a_memory_error(monkeypatch: pytest.MonkeyPat
         list(codec.decompress(io.BytesIO(b"").read, 0, 0, "a snapshot"))
 
 
-def test_without_the_library_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writing and reading with codec zstd is a ``SnapshotError`` with the command; codec none needs nothing."""
+def test_without_the_library_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without zstandard, the codec zstd raises a ``SnapshotError`` with the install command; the codec none works."""
     write_snapshot_file(tmp_path / "zstd", StateSource(some_state()), compress="zstd")
-    monkeypatch.setattr(codec, "_library", codec._library.__wrapped__)  # it is looked for once
+    monkeypatch.setattr(codec, "_library", codec._library.__wrapped__)  # the cached result would be used
     monkeypatch.setattr(libraries, "_imported", {})
     monkeypatch.setitem(sys.modules, "compression.zstd", None)
     monkeypatch.setitem(sys.modules, "zstandard", None)
@@ -192,8 +188,7 @@ def test_without_the_library_the_error_says_what_to_install(tmp_path: Path, monk
 
 
 def test_without_zstandard_opening_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``snapshot_compress="zstd"`` fails at the opening, not at the first snapshot; nothing is made or locked."""
-
+    """Without zstandard, an opening with ``snapshot_compress="zstd"`` fails, and makes and locks nothing."""
     def missing() -> None:
         raise fastsm.SnapshotError("install fastsm[zstd]")
 

@@ -1,4 +1,4 @@
-"""Snapshots and bases made by hand: what the library writes, and what it makes of content that makes no sense."""
+"""Snapshots and bases made by hand: compared with the library's, and read by it, even if their content is invalid."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ WHOLE = snapshot((7, 3), RUNS, RECORDS, membership=MEMBERSHIP, attachment=b"raft
 
 
 def head_after(base: bytes) -> bytes:
-    """The header of a log that is stacked on a base."""
+    """Return the header of a log that is stacked on a base."""
     return log_head(base=struct.unpack_from("<QQ", base, 16), size=len(base), checksum=base[128:160])
 
 
 def write_base(directory: Path, base: bytes, *frames: bytes, codec: int = 0) -> None:
-    """A directory of generation 1 whose log starts after a base."""
+    """Make a directory of generation 1 whose log starts after a base."""
     directory.mkdir()
     (directory / "base-1").write_bytes(base)
     (directory / "log-1").write_bytes(head_after(base) + b"".join(frames))
@@ -55,7 +55,7 @@ def write_base(directory: Path, base: bytes, *frames: bytes, codec: int = 0) -> 
 
 
 def test_a_snapshot_is_what_struct_makes(tmp_path: Path, directory: Path) -> None:
-    """A snapshot written by the library is, byte for byte, what this file makes from the same history."""
+    """A snapshot written by the library equals, byte for byte, the one that this file makes from the same history."""
     with FastStateMachine(directory, contiguous=False) as machine:
         machine.apply([
             (1, 1, fastsm.put(b"b", b"old")), (2, 1, fastsm.put(b"a", b"1")), (4, 3, fastsm.batch([
@@ -83,7 +83,7 @@ def test_a_snapshots_header_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_base_made_by_hand_opens(directory: Path) -> None:
-    """The state starts with the base: its keys, terms and membership, its last included entry."""
+    """A state opens with the keys, terms, membership and last included entry of its base."""
     records = record(PUT, 8, b"b", b"3") + record(DELETE, 9, b"a")
     write_base(directory, WHOLE, frame(START, [run(9, 3)], records, previous=head_checksum(head_after(WHOLE))))
     with FastStateMachine(directory, verify_on_open="full") as machine:
@@ -120,7 +120,7 @@ BAD_BASES = {
 
 @pytest.mark.parametrize("base", BAD_BASES.values(), ids=BAD_BASES.keys())
 def test_a_base_that_makes_no_sense_is_corruption(tmp_path: Path, base: bytes) -> None:
-    """Under right checksums nonsense in a base is corruption of that file; as a snapshot it is refused."""
+    """Invalid content with correct checksums is corruption in a base, and is refused as a snapshot."""
     write_base(tmp_path / "state", base)
     with pytest.raises(CorruptionError) as caught:
         FastStateMachine(tmp_path / "state")
@@ -131,7 +131,7 @@ def test_a_base_that_makes_no_sense_is_corruption(tmp_path: Path, base: bytes) -
 
 
 def test_a_base_that_is_not_the_logs_is_corruption(tmp_path: Path) -> None:
-    """No base, one of another content, size or codec than the log's header says: corruption of that file."""
+    """A base that is missing, or has another content, size or codec than the log's header names, is corruption."""
     other = snapshot((7, 3), RUNS, RECORDS, membership=MEMBERSHIP, attachment=b"raft's OWN")
     for number, base in enumerate((None, other, WHOLE[:-8], WHOLE + bytes(8), WHOLE[:12] + b"\1" + WHOLE[13:])):
         directory = tmp_path / str(number)

@@ -1,4 +1,4 @@
-"""Snapshots of the model: exact as of any entry since the base, and by the page of formats alone."""
+"""Snapshots of the model: exact as of any entry since the base, and as docs/format.md says."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def everything(machine: MemoryStateMachine) -> object:
 
 
 def test_the_file_is_what_the_page_says(tmp_path: Path) -> None:
-    """A small state, byte by byte: header, attachment, membership, runs, records in the order of their writing."""
+    """The file of a small state has, byte by byte, header, attachment, membership, runs, and records as written."""
     machine = machine_with(
         (1, 1, put(b"a", b"old")), (2, 1, put(b"b", b"two")), (3, 2, fastsm.config(b"m")), (4, 2, put(b"a", b"")),
         (5, 2, fastsm.put(b"c", b"three", expires=9)), (6, 2, fastsm.touch(b"a", 8)), (7, 2, fastsm.touch(b"c", None)),
@@ -76,7 +76,7 @@ def test_the_file_is_what_the_page_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("compress", ["none", "zstd"])
 @pytest.mark.parametrize("seed", range(4))
 def test_every_entry_can_be_the_last_included(tmp_path: Path, seed: int, compress: str) -> None:
-    """A snapshot as of an entry, installed elsewhere, is the machine that stopped there, and goes on like it."""
+    """A snapshot as of any entry installs as the state at that entry, and later entries continue from it."""
     entries = History(seed, 60).entries
     machine = machine_with(*entries)
     for stop in range(0, 61, 1 if compress == "none" else 15):
@@ -92,7 +92,7 @@ def test_every_entry_can_be_the_last_included(tmp_path: Path, seed: int, compres
 
 
 def test_bytes_depend_on_the_entries_alone(tmp_path: Path) -> None:
-    """Not on chunks, nor on installs in between."""
+    """A snapshot's bytes do not depend on chunks, nor on an install in between."""
     history = History(9, 80)
     whole = machine_with(*history.entries)
     whole.write_snapshot(tmp_path / "whole")
@@ -106,8 +106,8 @@ def test_bytes_depend_on_the_entries_alone(tmp_path: Path) -> None:
     assert (tmp_path / "other" / "snapshot.fsm").read_bytes() == (tmp_path / "whole" / "snapshot.fsm").read_bytes()
 
 
-def test_what_is_written_again_moves_to_the_end(tmp_path: Path) -> None:
-    """Records are in the order of the last writes: a put of the same value, a swap and a batch count."""
+def test_records_that_are_written_again_move_to_the_end(tmp_path: Path) -> None:
+    """Records are in the order of the last writes, including a put of the same value, a swap and a batch."""
     machine = machine_with(
         (1, 1, fastsm.put_many([b"a", b"b", b"c", b"a"], [b"1", b"2", b"3", b"1"])), (2, 1, put(b"b", b"2")),
         (3, 1, fastsm.compare_and_swap(b"c", b"3", b"3")), (4, 1, fastsm.compare_and_swap(b"a", b"9", b"1")),
@@ -136,7 +136,7 @@ GAPS = [(5, 2, put(b"a")), (6, 2, put(b"b")), (9, 2, put(b"c")), (12, 4, put(b"d
 def test_an_entry_in_a_gap_may_be_the_last_included(
     tmp_path: Path, last: LogId, runs: list[tuple[int, int, int]], keys: int
 ) -> None:
-    """If its term can be that entry's; between two terms, where nothing is known, it stands for the entry before."""
+    """An index in a gap may be the last included if its term fits; between two terms it means the entry before."""
     machine = machine_with(*GAPS, contiguous=False)
     expected = LogId(runs[-1][1], runs[-1][2]) if runs else LogId()
     assert machine.write_snapshot(tmp_path, last).last_included == expected
@@ -151,7 +151,7 @@ def test_an_entry_in_a_gap_may_be_the_last_included(
     LogId(0, 1), LogId(3, 3), LogId(5, 1), LogId(5, 3), LogId(7, 1), LogId(7, 3), LogId(10, 1), LogId(10, 5),
     LogId(12, 3), LogId(13, 4)])
 def test_an_entry_that_cannot_be_is_refused(tmp_path: Path, last: LogId) -> None:
-    """Of another term, or ahead: a ``SnapshotRangeError``, and no directory."""
+    """An entry of another term, or ahead of the state, is a ``SnapshotRangeError``, and no directory is made."""
     machine = machine_with(*GAPS, contiguous=False)
     with pytest.raises(SnapshotRangeError):
         machine.write_snapshot(tmp_path / "new", last)
@@ -160,7 +160,7 @@ def test_an_entry_that_cannot_be_is_refused(tmp_path: Path, last: LogId) -> None
 
 
 def test_the_base_is_the_first_that_can_be_included(tmp_path: Path) -> None:
-    """After an install nothing before it is known; the installed snapshot can be written again."""
+    """After an install no earlier snapshot can be written, but the installed one can be written again."""
     machine = machine_with(*History(3, 30).entries)
     metadata = machine.write_snapshot(tmp_path)
     other = MemoryStateMachine()
@@ -177,14 +177,14 @@ def test_the_base_is_the_first_that_can_be_included(tmp_path: Path) -> None:
 
 
 def test_runs_are_maximal() -> None:
-    """Entries of one term are one run, with what lies between; nothing is known between two terms."""
+    """Entries of one term are one run, including gaps between them; gaps between two terms are in no run."""
     seen = [LogId(5, 2), LogId(6, 2), LogId(9, 2), LogId(12, 4), LogId(13, 4), LogId(14, 5)]
     assert runs_of(seen) == [(5, 9, 2), (12, 13, 4), (14, 14, 5)]
     assert runs_of([]) == []
 
 
 def test_ids_without_commands_are_in_the_runs(tmp_path: Path) -> None:
-    """``update_last_applied`` counts: with it the last included entry, and the terms up to it."""
+    """Ids of ``update_last_applied`` may be the last included entry, and are in the runs."""
     machine = machine_with((1, 1, put(b"a")))
     machine.update_last_applied((4, 1))
     machine.update_last_applied((8, 3))
@@ -196,7 +196,7 @@ def test_ids_without_commands_are_in_the_runs(tmp_path: Path) -> None:
 
 
 def test_older_metadata_is_not_recorded(tmp_path: Path) -> None:
-    """A snapshot as of an earlier or the same entry leaves the metadata."""
+    """A snapshot as of an earlier entry, or the same one, does not change the metadata."""
     machine = machine_with((1, 1, put(b"a")), (2, 1, put(b"b")))
     newest = machine.write_snapshot(tmp_path)
     machine.write_snapshot(tmp_path, (1, 1))
@@ -205,7 +205,7 @@ def test_older_metadata_is_not_recorded(tmp_path: Path) -> None:
 
 
 def test_a_stale_snapshot_is_refused_unless_asked_for(tmp_path: Path) -> None:
-    """One as of last applied is not stale; an older one is, and ``allow_older`` takes it."""
+    """A snapshot as of last applied is not stale; an older one is, and needs ``allow_older``."""
     machine = machine_with((1, 1, put(b"a")))
     metadata = machine.write_snapshot(tmp_path)
     machine.install_snapshot(metadata, tmp_path)
@@ -219,8 +219,8 @@ def test_a_stale_snapshot_is_refused_unless_asked_for(tmp_path: Path) -> None:
     assert machine.items() == [(b"a", b"v")]
 
 
-def test_what_was_announced_must_be_what_is_there(tmp_path: Path) -> None:
-    """Another checksum is a ``ChecksumMismatchError``, another entry a ``SnapshotError``, another type a TypeError."""
+def test_announced_metadata_must_match_the_file(tmp_path: Path) -> None:
+    """Metadata with another checksum, another entry or of another type have an error of their own each."""
     machine = machine_with((1, 1, put(b"a")))
     metadata = machine.write_snapshot(tmp_path)
     other = MemoryStateMachine()
@@ -236,7 +236,7 @@ def test_what_was_announced_must_be_what_is_there(tmp_path: Path) -> None:
 
 
 def test_a_key_that_comes_twice_is_found(tmp_path: Path) -> None:
-    """Two records of one key are a ``SnapshotFormatError``: only who has all keys can see it."""
+    """Two records of one key, which only an install can notice, are a ``SnapshotFormatError``."""
     records = [record(PUT, 1, b"k", b"1"), record(PUT, 2, b"k", b"2")]
     (tmp_path / "snapshot.fsm").write_bytes(assemble(LogId(2, 1), [(1, 2, 1)], records))
     with pytest.raises(SnapshotFormatError, match="two"):
@@ -244,7 +244,7 @@ def test_a_key_that_comes_twice_is_found(tmp_path: Path) -> None:
 
 
 def test_no_flipped_byte_is_installed(tmp_path: Path) -> None:
-    """Whatever byte is wrong: a typed error, and the old state is whole."""
+    """A snapshot with any wrong byte is refused with a typed error, and the old state stays whole."""
     machine_with(*History(5, 20).entries).write_snapshot(tmp_path)
     data = (tmp_path / "snapshot.fsm").read_bytes()
     machine = machine_with((1, 1, put(b"a")))
@@ -267,7 +267,7 @@ def test_the_coroutines_are_the_same(tmp_path: Path) -> None:
 
 
 def test_arguments_are_checked_and_progress_is_told(tmp_path: Path) -> None:
-    """An unknown codec leaves nothing; after ``stop`` there are no snapshots."""
+    """An unknown codec leaves no file, ``progress`` ends at the file's size, and a stopped model refuses."""
     machine = machine_with((1, 1, put(b"a")))
     with pytest.raises(ValueError, match="zstd"):
         machine.write_snapshot(tmp_path / "new", compress="lz4")

@@ -1,4 +1,4 @@
-"""A snapshot's file: what was written is read, within bounds, and nothing wrong in it goes unnoticed."""
+"""A snapshot's file: it is read as it was written, in little memory, and anything wrong in it is noticed."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ from support.snapshots import (
 TYPED = (SnapshotError, FormatVersionError)
 
 
-# ---- what is written is read ---------------------------------------------------------------------------
+# ---- written and read back -----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])
 @pytest.mark.parametrize("attachment", [b"", b"x", b"12345678", bytes(1000)])
 @pytest.mark.parametrize("state", [State(), some_state(membership=False), some_state(50)], ids=["0", "plain", "all"])
-def test_what_was_written_is_read(tmp_path: Path, state: State, attachment: bytes, compress: str) -> None:
-    """A snapshot tells its ids, attachment and membership, and passes its own verification."""
+def test_a_snapshot_is_read_as_it_was_written(tmp_path: Path, state: State, attachment: bytes, compress: str) -> None:
+    """A snapshot is read with the metadata, attachment and membership that were written, and verifies."""
     metadata = write_snapshot_file(tmp_path / "a" / "b", StateSource(state), compress=compress, attachment=attachment)
     with open_snapshot(tmp_path / "a" / "b") as snapshot:
         assert isinstance(snapshot, Snapshot)
@@ -65,7 +65,7 @@ def test_what_was_written_is_read(tmp_path: Path, state: State, attachment: byte
 
 
 def test_the_writer_and_the_model_write_the_same_bytes(tmp_path: Path) -> None:
-    """Of one state there is one file with codec none, whoever writes it."""
+    """With the codec none, the writer and the model write the same bytes of the same state."""
     for seed in range(5):
         state = some_state(10 * seed, seed=seed)
         write_snapshot_file(tmp_path, StateSource(state), attachment=b"mine")
@@ -73,7 +73,7 @@ def test_the_writer_and_the_model_write_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_state_checksums_are_equal_whatever_the_codec_and_the_attachment(tmp_path: Path) -> None:
-    """``state_checksum`` covers the state alone, ``checksum`` the file."""
+    """``state_checksum`` covers only the state, ``checksum`` the whole file."""
     sums, state_sums = set(), set()
     for compress in ("none", "zstd"):
         for attachment in (b"", b"other"):
@@ -86,14 +86,14 @@ def test_state_checksums_are_equal_whatever_the_codec_and_the_attachment(tmp_pat
 
 
 def test_the_directory_is_made_for_its_owner_alone(tmp_path: Path) -> None:
-    """Missing parents are made, too; the last directory is 0700 and the file 0600."""
+    """Missing parents are made; the last directory has mode 0700 and the file 0600."""
     write_snapshot_file(tmp_path / "x" / "y" / "z", StateSource(some_state()))
     assert (tmp_path / "x" / "y" / "z").stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "x" / "y" / "z" / "snapshot.fsm").stat().st_mode & 0o777 == 0o600
 
 
 def test_read_at_gives_the_file_in_pieces(tmp_path: Path) -> None:
-    """Pieces make up the file; after its end there is nothing, and nothing before its start."""
+    """``read_at`` returns the file in pieces, and nothing after its end; a negative offset or size is an error."""
     data = file_of(tmp_path / "file").read_bytes()
     with open_snapshot(tmp_path / "file") as snapshot:
         assert b"".join(snapshot.read_at(at, 100) for at in range(0, len(data), 100)) == data
@@ -105,7 +105,7 @@ def test_read_at_gives_the_file_in_pieces(tmp_path: Path) -> None:
 
 
 def test_a_closed_snapshot_refuses(tmp_path: Path) -> None:
-    """After ``close``, which may be repeated, reading is a ``SnapshotError``; the descriptor is given back."""
+    """After ``close``, which may be repeated, reading is a ``SnapshotError``, and the descriptor is closed."""
     before = open_files()
     snapshot = open_snapshot(file_of(tmp_path / "file"))
     snapshot.close()
@@ -118,10 +118,10 @@ def test_a_closed_snapshot_refuses(tmp_path: Path) -> None:
     assert "closed" in repr(snapshot)
 
 
-# ---- what is no snapshot -------------------------------------------------------------------------------
+# ---- not a snapshot ------------------------------------------------------------------------------------
 
 def test_only_a_regular_file_is_a_snapshot(tmp_path: Path) -> None:
-    """A symbolic link, a FIFO, a socket, a device or a directory is a ``SnapshotFormatError``, at once."""
+    """A symbolic link, a FIFO, a socket, a device or a directory is immediately a ``SnapshotFormatError``."""
     file_of(tmp_path / "file")
     (tmp_path / "link").symlink_to(tmp_path / "file")
     os.mkfifo(tmp_path / "fifo")
@@ -137,7 +137,7 @@ def test_only_a_regular_file_is_a_snapshot(tmp_path: Path) -> None:
 
 
 def test_a_path_without_a_file_is_a_storage_error(tmp_path: Path) -> None:
-    """The system's own word: ENOENT."""
+    """A missing file is a ``StorageError`` with ENOENT."""
     for path in (tmp_path, tmp_path / "nothing", tmp_path / "no" / "thing"):
         with pytest.raises(StorageError) as caught:
             open_snapshot(path)
@@ -147,7 +147,7 @@ def test_a_path_without_a_file_is_a_storage_error(tmp_path: Path) -> None:
 
 
 def test_a_sparse_file_of_a_tebibyte_is_refused_by_its_sizes(tmp_path: Path) -> None:
-    """Whatever its header says, less than 1 MiB of memory is used."""
+    """A sparse file of a tebibyte is refused in less than 1 MiB of memory, whatever its header says."""
     data = file_of(tmp_path / "file").read_bytes()
     tebibyte = 1 << 40
     claims: list[dict[str, int]] = [
@@ -176,7 +176,7 @@ def test_a_sparse_file_of_a_tebibyte_is_refused_by_its_sizes(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])
 def test_no_flipped_byte_goes_unnoticed(tmp_path: Path, compress: str) -> None:
-    """Every byte of an 8 KiB snapshot, flipped, is a typed error; after the header a wrong checksum."""
+    """Every flipped byte of an 8 KiB snapshot is a typed error; after the header it is a wrong checksum."""
     state = State()
     for i in range(18):
         state.seen.append(LogId(i + 1, 1))
@@ -206,7 +206,7 @@ def test_no_cut_goes_unnoticed(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_cut_while_it_is_read_is_a_format_error(tmp_path: Path) -> None:
-    """What was there when it was opened may be gone: an error, not a wait."""
+    """A file that is cut after it was opened is a ``SnapshotFormatError`` of the next read."""
     path = file_of(tmp_path / "file")
     with open_snapshot(path) as snapshot:
         os.truncate(path, 300)
@@ -216,7 +216,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_a_format_error(tmp_path: Path) -
 
 
 def test_a_checked_copy_hands_over_what_it_checked(tmp_path: Path) -> None:
-    """``copy_checked`` gives every byte once, in order, and raises at the end when they are not the header's."""
+    """``copy_checked`` passes on every byte once, in order, and raises if they do not match the header."""
     path = file_of(tmp_path / "file")
     parts: list[bytes] = []
     with open_snapshot(path) as snapshot:
@@ -231,15 +231,15 @@ def test_a_checked_copy_hands_over_what_it_checked(tmp_path: Path) -> None:
             copy_checked(fd, snapshot.head, "file")
 
 
-# ---- malice: the checksums are right -------------------------------------------------------------------
+# ---- forgeries: the checksums are correct --------------------------------------------------------------
 
 NUMBERS = [0, 1, 7, 8, 24, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 39, 1 << 63, (1 << 64) - 1]
 
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])
 @pytest.mark.parametrize("name", sorted(FIELDS))
-def test_a_header_field_that_lies_is_found(tmp_path: Path, name: str, compress: str) -> None:
-    """Any number in any field of the header, under checksums that match, is a typed error in little memory."""
+def test_a_false_header_field_is_found(tmp_path: Path, name: str, compress: str) -> None:
+    """A false number in any field of the header, with matching checksums, is a typed error."""
     state = some_state()
     data = snapshot_bytes(state, compress, b"hello")
     flat = snapshot_bytes(state, "none", b"")[160:]
@@ -249,9 +249,9 @@ def test_a_header_field_that_lies_is_found(tmp_path: Path, name: str, compress: 
         if number == true or not 0 <= number < largest:
             continue
         if name == "attachment size" and true < number <= 8:
-            continue  # no lie: the zeros may be part of an attachment
+            continue  # not false: the zeros may be part of an attachment
         if name == "clock" and number < 2**63:
-            continue  # no lie either: nothing else says what the time is
+            continue  # not false either: nothing else records the time
         lying = sealed(with_field(data, name, number), state_sum=name != "state checksum", flat=flat)
         (tmp_path / "file").write_bytes(lying)
         with pytest.raises(TYPED):
@@ -317,7 +317,7 @@ HOSTILE: dict[str, tuple[list[tuple[int, int, int]], list[bytes], bytes]] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_state_that_makes_no_sense_is_found(tmp_path: Path, name: str) -> None:
-    """Parts that contradict each other are a ``SnapshotFormatError``, though every checksum matches."""
+    """Parts that contradict each other are a ``SnapshotFormatError``, although every checksum matches."""
     runs, records, membership = HOSTILE[name]
     (tmp_path / "file").write_bytes(assemble(LAST, runs, records, membership))
     with pytest.raises(SnapshotFormatError):
@@ -329,7 +329,7 @@ def test_a_state_that_makes_no_sense_is_found(tmp_path: Path, name: str) -> None
 
 
 def test_the_table_of_hostile_states_starts_from_a_good_one(tmp_path: Path) -> None:
-    """The same parts without anything wrong pass."""
+    """The parts that the forged states are made of pass without the changes."""
     members = record(CONFIG, 8, b"", b"m")
     (tmp_path / "file").write_bytes(assemble(LAST, RUNS, [put(2), put(4, b"a"), put(9, b"b"), put(9, b"c")], members))
     with open_snapshot(tmp_path / "file") as snapshot:
@@ -338,7 +338,7 @@ def test_the_table_of_hostile_states_starts_from_a_good_one(tmp_path: Path) -> N
 
 
 def test_records_are_followed_across_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However the file is cut into pieces for reading, the same is found."""
+    """Records are checked correctly, whatever size the pieces have in which the file is read."""
     good = assemble(LAST, RUNS, [put(2, b"k" * 9, b"v" * 30), put(8, b"", b""), put(9)], record(CONFIG, 8, b"", b"m"))
     bad = sealed(patched(good, len(good) - 1, 1))
     for size in range(200, 60, -1):

@@ -1,4 +1,4 @@
-"""Writing a snapshot: whole or not at all, whatever fails, and whoever died at it before."""
+"""Writing a snapshot: it is there whole or not at all, whatever fails or failed before."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SEAM = ("create_file", "write", "sync", "rename", "sync_directory")
 @pytest.mark.parametrize("compress", ["none", "zstd"])
 @pytest.mark.parametrize("method", [*SEAM, "pace_writeback"])
 def test_no_failing_call_leaves_anything(tmp_path: Path, method: str, compress: str) -> None:
-    """Whichever call of the system fails: a ``StorageError``, the older snapshot, no other file, no descriptor."""
+    """If any system call fails, a ``StorageError`` leaves the older snapshot, no other file and no descriptor."""
     path = tmp_path / "new"
     older = write_snapshot_file(path, StateSource(some_state(5)))
     for nth in range(1, 40):
@@ -62,7 +62,7 @@ def test_no_failing_call_leaves_anything(tmp_path: Path, method: str, compress: 
 @pytest.mark.parametrize("compress", ["none", "zstd"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SnapshotError])
 def test_a_tick_that_raises_cancels(tmp_path: Path, error: type[BaseException], compress: str) -> None:
-    """At each tick writing may be given up; nothing is left of it."""
+    """An error of any tick ends the writing, and leaves nothing of it."""
     for ticks in range(100):
         left = [ticks]
 
@@ -83,8 +83,8 @@ def test_a_tick_that_raises_cancels(tmp_path: Path, error: type[BaseException], 
     check(tmp_path)
 
 
-def test_it_is_synced_before_it_is_named(tmp_path: Path) -> None:
-    """The last write comes before the last sync, that before the rename, and then the directory is synced."""
+def test_a_snapshot_is_synced_before_its_rename(tmp_path: Path) -> None:
+    """The file is synced after its last write and before its rename, and then the directory is synced."""
     disk = Disk()
     write_snapshot_file(tmp_path / "new", StateSource(some_state()), files=disk.files)
     order = [call.method for call in disk.calls if call.method in SEAM]
@@ -93,7 +93,7 @@ def test_it_is_synced_before_it_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])
 def test_the_disk_is_given_all_of_it_at_its_pace_before_the_sync(tmp_path: Path, compress: str) -> None:
-    """So that a sync of another file waits for a few mebibytes, not for a whole snapshot."""
+    """The whole file is given to paced writeback before its sync, so that other syncs need not wait for all of it."""
     disk = Disk()
     write_snapshot_file(tmp_path / "new", StateSource(some_state()), compress=compress, files=disk.files)
     calls = [(call.method, call.arguments) for call in disk.calls if call.method in ("pace_writeback", "sync")]
@@ -104,8 +104,7 @@ def test_the_disk_is_given_all_of_it_at_its_pace_before_the_sync(tmp_path: Path,
 
 
 def test_writeback_at_a_pace_takes_any_range(tmp_path: Path) -> None:
-    """It changes nothing, whatever the range: empty, beyond the end, longer than the window. A closed file is an error.
-    """
+    """``pace_writeback`` takes any range, even one that is empty or beyond the end; a closed file is an error."""
     with (tmp_path / "file").open("wb+") as file:
         file.write(os.urandom(20 << 20))
         file.flush()
@@ -120,7 +119,7 @@ def test_writeback_at_a_pace_takes_any_range(tmp_path: Path) -> None:
 
 
 def test_a_prepared_snapshot_has_no_name_before_commit(tmp_path: Path) -> None:
-    """Between the two steps its metadata is known, and the end of the block discards what was not committed."""
+    """A prepared snapshot has metadata but no name, and the end of the block discards it without a commit."""
     before = open_files()
     with prepare(tmp_path, StateSource(some_state())) as prepared:
         assert prepared.metadata.last_included == some_state().last
@@ -137,7 +136,7 @@ def test_a_prepared_snapshot_has_no_name_before_commit(tmp_path: Path) -> None:
 
 
 def test_arguments_are_checked_before_anything_is_made(tmp_path: Path) -> None:
-    """An unknown codec, and an attachment that is no bytes, leave no directory."""
+    """An unknown codec, and an attachment that is not bytes, are refused before a directory is made."""
     with pytest.raises(ValueError, match="zstd"):
         write_snapshot_file(tmp_path / "new", StateSource(some_state()), compress="lz4")
     with pytest.raises(TypeError):
@@ -159,7 +158,7 @@ write_snapshot_file({path!r}, StateSource(some_state()), tick=tick)
 
 
 def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path: Path) -> None:
-    """The next writer removes what a killed one left, not what a living one is at."""
+    """The next writer removes the file that a killed writer left, but not that of a running one."""
     program = WRITER.format(tests=str(Path(__file__).parent.parent), path=str(tmp_path))
     child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdin is not None
@@ -181,8 +180,8 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path
     assert set(os.listdir(tmp_path)) == {"snapshot.fsm", "snapshot.fsm.note"}
 
 
-def test_what_only_looks_like_a_leftover_is_no_hindrance(tmp_path: Path) -> None:
-    """A link or a FIFO of such a name stays where it is."""
+def test_other_files_with_the_name_of_a_leftover_stay(tmp_path: Path) -> None:
+    """A link or a FIFO with the name of a leftover stays where it is."""
     (tmp_path / "snapshot.fsm.1-ab.tmp").symlink_to("/etc/passwd")
     os.mkfifo(tmp_path / "snapshot.fsm.2-ab.tmp")
     write_snapshot_file(tmp_path, StateSource(some_state()))
@@ -192,7 +191,7 @@ def test_what_only_looks_like_a_leftover_is_no_hindrance(tmp_path: Path) -> None
 def test_a_writer_that_loses_its_file_to_another_takes_a_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between creating and locking another writer may take the file for a leftover."""
+    """If another writer removes the new file as a leftover before it is locked, the writer makes another one."""
     lock_file: Callable[..., bool] = Directory.lock_file
     lost: list[Any] = []
 
@@ -210,7 +209,7 @@ def test_a_writer_that_loses_its_file_to_another_takes_a_new_one(
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])
 def test_no_power_loss_leaves_half_a_snapshot(tmp_path: Path, compress: str) -> None:
-    """Whatever pages and names are lost, there is the older snapshot or the new one, whole; on return, the new one."""
+    """After any power loss there is the older or the new snapshot, whole; after the return it is the new one."""
     metadata = write_snapshot_file(tmp_path / "new", StateSource(some_state(5)))
     content = (tmp_path / "new" / "snapshot.fsm").read_bytes()
     points: list[Point] = []
@@ -233,7 +232,7 @@ def test_no_power_loss_leaves_half_a_snapshot(tmp_path: Path, compress: str) -> 
 # ---- two writers of one directory ----------------------------------------------------------------------
 
 def test_an_older_snapshot_never_replaces_a_newer_one_that_came_meanwhile(tmp_path: Path) -> None:
-    """The slower, older writer gets a ``StaleSnapshotError``; the newer file stays, and nothing else is left."""
+    """If a newer snapshot is put in place meanwhile, the older one is a ``StaleSnapshotError`` and leaves nothing."""
     with prepare(tmp_path, StateSource(some_state(5))) as older:
         newer = write_snapshot_file(tmp_path, StateSource(some_state(30)))
         assert older.metadata.last_included < newer.last_included
@@ -245,7 +244,7 @@ def test_an_older_snapshot_never_replaces_a_newer_one_that_came_meanwhile(tmp_pa
 
 
 def test_an_older_snapshot_replaces_a_newer_one_that_was_there_before(tmp_path: Path) -> None:
-    """It is meant: the present file was there when the writing began, changed by nobody since."""
+    """An older snapshot replaces a newer one that was there before and did not change meanwhile."""
     write_snapshot_file(tmp_path, StateSource(some_state(30)))
     older = write_snapshot_file(tmp_path, StateSource(some_state(5)))
     with open_snapshot(tmp_path) as snapshot:
@@ -254,7 +253,7 @@ def test_an_older_snapshot_replaces_a_newer_one_that_was_there_before(tmp_path: 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", bytes(200), b"FASTSM-S" + bytes(300), None])
 def test_whatever_is_no_snapshot_is_replaced(tmp_path: Path, content: bytes | None) -> None:
-    """A file of this name that cannot be read as a snapshot, or a symbolic link, is newer than nothing."""
+    """A file that cannot be read as a snapshot, or a symbolic link, is replaced even if it came meanwhile."""
     with prepare(tmp_path, StateSource(some_state(5))) as prepared:
         if content is None:
             (tmp_path / "snapshot.fsm").symlink_to(tmp_path / "nowhere")
@@ -266,12 +265,12 @@ def test_whatever_is_no_snapshot_is_replaced(tmp_path: Path, content: bytes | No
 
 @pytest.mark.parametrize("kind", [FastStateMachine, MemoryStateMachine])
 def test_metadata_and_file_agree_when_two_snapshots_overlap(tmp_path: Path, kind: Any) -> None:
-    """The host is told of the newer one, and that is the file; the older call raises."""
+    """If a newer snapshot overlaps an older one, the older call raises, and file and metadata are the newer one's."""
     machine = FastStateMachine(tmp_path / "state")
     other = machine if kind is FastStateMachine else MemoryStateMachine()
     machine.apply([(1, 1, put(b"a", b"1"))])
     other.apply([(i, 1, put(b"a", b"%d" % i)) for i in (1, 2)])
-    for nth in range(1, 30):  # the newer one comes at each place where the older one tells of its progress
+    for nth in range(1, 30):  # the newer one is written at each progress call of the older one
         calls: list[object] = []
 
         def progress(done: int, total: int, calls: list[object] = calls, nth: int = nth) -> None:
@@ -290,7 +289,7 @@ def test_metadata_and_file_agree_when_two_snapshots_overlap(tmp_path: Path, kind
 
 
 def test_a_newer_snapshot_between_a_capture_and_the_start_of_its_thread_stays(tmp_path: Path) -> None:
-    """A coroutine's point is fixed before a thread is free for it: what the machine names meanwhile is newer."""
+    """A snapshot that is written between a coroutine's capture and its thread's start is newer, and stays."""
     machine = FastStateMachine(tmp_path / "state")
     machine.apply([(1, 1, put(b"a", b"1"))])
     taken = inside(machine).snapshots.take(machine, (1, 1))
@@ -305,7 +304,7 @@ def test_a_newer_snapshot_between_a_capture_and_the_start_of_its_thread_stays(tm
 
 
 def test_a_signal_handler_does_not_wait_for_its_own_thread(tmp_path: Path) -> None:
-    """A writer that interrupts its own thread in the middle of the step is a ``ReentryError``, and no deadlock."""
+    """A writer that interrupts its own thread within the exclusive step raises ``ReentryError``: no deadlock."""
     directory = Directory(tmp_path)
     with directory.exclusive(), pytest.raises(ReentryError, match="call again later"):
         write_snapshot_file(tmp_path, StateSource(some_state(5)))
@@ -314,7 +313,7 @@ def test_a_signal_handler_does_not_wait_for_its_own_thread(tmp_path: Path) -> No
 
 
 def test_the_step_waits_for_another_process(tmp_path: Path) -> None:
-    """The directory's lock is taken for the step: while another process holds it, the file keeps its old name."""
+    """While another process holds the directory's lock, a snapshot is not renamed into place."""
     program = (
         "import fcntl, os, sys\nfd = os.open(sys.argv[1], os.O_RDONLY)\nfcntl.flock(fd, fcntl.LOCK_EX)\n"
         "print('held', flush=True)\nsys.stdin.read()\n"
@@ -334,7 +333,7 @@ def test_the_step_waits_for_another_process(tmp_path: Path) -> None:
 
 
 def test_a_forked_child_does_not_keep_a_writer_s_lock(tmp_path: Path) -> None:
-    """A child that lives on holds no lock of a temporary file: what its dead parent left can be removed."""
+    """A forked child holds no lock of its parent's temporary file, which can be removed after the parent's death."""
     program = (
         "import os, sys\nfrom fastsm.snapshot.writer import prepare\nfrom support.snapshots import *\n"
         "prepared = prepare(sys.argv[1], StateSource(some_state(5)))\n"

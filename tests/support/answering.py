@@ -1,4 +1,4 @@
-"""Random commands of every kind, procedures among them, and two machines that must say the same of them."""
+"""Random commands of every kind, procedures included, and a comparison of two machines that applied them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUMBERS = [0, 1, -1, 5, 2**63 - 1, -(2**63)]
 
 @fastsm.procedure
 def move(tx: Any, payload: bytes) -> list[Any]:
-    """Moves a value from one key to another, and tells what it saw; refuses where there is none."""
+    """Move a value from one key to another, and return what it read; abort if there is no value."""
     source, target = payload.split(b"|")
     value = tx.get(source)
     tx.delete(source)
@@ -27,7 +27,7 @@ def move(tx: Any, payload: bytes) -> list[Any]:
 
 @fastsm.procedure(version=2)
 def count_up(tx: Any, payload: bytes) -> Any:
-    """Adds, in a key that may hold no number."""
+    """Add to a key whose value may not be a number."""
     total = tx.add(payload, 3, initial=-1)
     tx.put(b"last", str(tx.modified(payload)).encode())
     return total
@@ -35,7 +35,7 @@ def count_up(tx: Any, payload: bytes) -> Any:
 
 @fastsm.procedure
 def sweep(tx: Any, payload: bytes) -> int:
-    """Removes ranges, after writing to them."""
+    """Remove ranges after writing to them."""
     tx.put(payload + b"!", b"")
     removed = tx.delete_prefix(payload) + tx.delete_range(b"b", None)
     tx.put(payload, b"%d" % removed)
@@ -44,7 +44,7 @@ def sweep(tx: Any, payload: bytes) -> int:
 
 @fastsm.procedure
 def fail(tx: Any, payload: bytes) -> None:
-    """Writes, then is wrong."""
+    """Write, then raise."""
     tx.put(payload, b"never")
     tx.delete_range(None, None)
     raise KeyError(payload)
@@ -52,7 +52,7 @@ def fail(tx: Any, payload: bytes) -> None:
 
 @fastsm.procedure
 def renew(tx: Any, payload: bytes) -> list[Any]:
-    """Reads the time of its place in the log, and changes deadlines: its own, and that of what it writes."""
+    """Read the log's clock, and change deadlines: of the key in the payload, and of keys that it writes."""
     before = [tx.clock, tx.deadline(payload), tx.touch(payload, tx.clock + 5), tx.touch(b"none", 1)]
     if tx.deadline(payload) is not None:
         tx.put(payload + b"!", b"1", expires=tx.clock + tx.count())
@@ -65,7 +65,7 @@ PROCEDURES = [move, count_up, sweep, fail, renew]
 
 
 class Commands:
-    """Commands drawn by a seed: few keys, so that they meet."""
+    """Commands drawn by a seed, on few keys, so that many commands have the same key."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -83,7 +83,7 @@ class Commands:
         return self.random.choice((None, self.key(), self.key()))
 
     def expires(self) -> int | None:
-        """Mostly soon by the clock, or over; some in millennia."""
+        """Return no deadline, or one that is soon or already over by the clock, or rarely the greatest one."""
         way = self.random.random()
         return None if way < 0.4 else 2**63 - 1 if way < 0.45 else max(0, self.now + self.random.randrange(-3, 60))
 
@@ -128,7 +128,7 @@ class Commands:
         return fastsm.call(name, payload, version=2 if name == "count_up" else 1)
 
     def anything(self, index: int) -> bytes:
-        """What a client without sessions, or with one, would propose."""
+        """Return a command that a client with or without a session might propose."""
         way = self.random.random()
         session = self.random.choice(self.opened) if self.opened and way > 0.03 else index - 1
         if way < 0.1:
@@ -147,7 +147,7 @@ class Commands:
         return fastsm.once(session, max(1, self.sequence), inner, expires=self.expires())
 
     def command(self, index: int) -> bytes:  # noqa: PLR0911  # one for each kind
-        """What may stand alone."""
+        """Return a command that is valid without a session."""
         way = self.random.random()
         if way < 0.3:
             return self.write()
@@ -170,7 +170,7 @@ class Commands:
 
 
 def same(fast: FastStateMachine, model: MemoryStateMachine) -> None:
-    """Asserts that the two have the same state."""
+    """Assert that the two have the same state."""
     assert list(fast.items()) == model.items()
     assert [fast.modified(key) for key in KEYS] == [model.modified(key) for key in KEYS]
     assert fast.membership() == model.membership()

@@ -1,8 +1,9 @@
-"""A program that does the same thing over and over, each time with another of its calls struck. Run under the shim.
+"""A program that repeats an operation, each time with a fault at another of its calls. Run under the shim.
 
-``at_each_call.py FAULT`` takes each scene, and for every n a forked child in a fresh copy of the template: there the
-n-th system call on files kills the process, or fails, or the n-th allocation does, or a limit is n steps from where the
-process stands. The child judges itself, and dies; the parent judges what is left. Prints counts and violations as JSON.
+``at_each_call.py FAULT`` takes each scene and, for every n, forks a child in a fresh copy of the template. There the
+n-th system call on files kills the process or fails, or the n-th allocation fails, or a resource limit leaves room for
+n - 1 steps. The child checks itself and exits; the parent checks the files that are left. Counts and violations are
+printed as JSON.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ acknowledged = mmap.mmap(-1, mmap.PAGESIZE)  # shared with the children: which c
 
 
 def chunk(machine: FastStateMachine, start: int, number: int) -> list[Entry]:
-    """The chunk of a number after the template's last entry, whatever of it is applied already."""
+    """Return the chunk with a number, counted from the entry `start`; a part of it may be applied already."""
     term = machine.last_applied().term
     index = start + 2 * number
     value = bytes([number + 1]) * SIZES[number]
@@ -63,7 +64,7 @@ def chunk(machine: FastStateMachine, start: int, number: int) -> list[Entry]:
 
 
 def write_chunks(machine: FastStateMachine, _: Path, each: Callable[[], object] = lambda: None) -> None:
-    """Applies chunks of all sizes, with two flushes; those that are applied are passed over."""
+    """Apply chunks of all sizes, with two flushes; entries that are applied already are skipped."""
     start = int(machine.membership()[1])  # type: ignore[index]
     for number in range(len(SIZES)):
         machine.apply(chunk(machine, start, number))
@@ -75,7 +76,7 @@ def write_chunks(machine: FastStateMachine, _: Path, each: Callable[[], object] 
 
 
 def open_again(opened: Any, root: Path) -> None:
-    """The machine goes into the list."""
+    """Open the state, and append the machine to the list."""
     opened.append(FastStateMachine(f"{root}/state", **OPTIONS))
 
 
@@ -88,13 +89,16 @@ ALL = SCENES | {
 
 
 class Fault(NamedTuple):
-    """``strike(n)`` is a block in which the fault happens; it gives what was struck, empty after the last n."""
+    """A kind of fault. ``strike(library, n)`` returns a block in which the n-th one happens.
+
+    The block's value names the call that met the fault; it is empty if there was no n-th call.
+    """
 
     strike: Callable[[shim.Shim, int], Any]
     kills: bool = False
-    most: int = 1000    # tries of a scene
-    enough: int = 1000  # times in a row that nothing was met: there is room now
-    sparse: int = 1000  # after n = sparse not every n: there are thousands
+    most: int = 1000    # trials of a scene, at most
+    enough: int = 1000  # trials in a row without an error, after which the scene is done
+    sparse: int = 1000  # beyond this n some are skipped, because there are thousands
 
 
 @contextmanager
@@ -109,7 +113,7 @@ def armed(action: int, library: shim.Shim, n: int) -> Iterator[list[str]]:
 
 @contextmanager
 def without_memory(library: shim.Shim, n: int) -> Iterator[list[str]]:
-    """The interpreter's n-th allocation fails, that one alone."""
+    """Let only the interpreter's n-th allocation fail."""
     struck: list[str] = []
     _testcapi.set_nomemory(n, n + 1)
     try:
@@ -121,7 +125,7 @@ def without_memory(library: shim.Shim, n: int) -> Iterator[list[str]]:
 
 @contextmanager
 def limited(limit: int, start: int, step: int, library: shim.Shim, n: int) -> Iterator[list[str]]:
-    """Not more of something than the process has, and n - 1 steps."""
+    """Limit a resource to what the process uses now, and n - 1 steps more."""
     soft, hard = resource.getrlimit(limit)
     resource.setrlimit(limit, (start + (n - 1) * step, hard))
     try:
@@ -131,7 +135,7 @@ def limited(limit: int, start: int, step: int, library: shim.Shim, n: int) -> It
 
 
 def descriptors() -> int:
-    """The lowest number that the next descriptor may get."""
+    """Return the number that the next descriptor will get."""
     fd = os.open("/", os.O_RDONLY)
     os.close(fd)
     return fd
@@ -143,7 +147,7 @@ def address_space() -> int:
 
 FAULTS = {
     "kill": Fault(lambda library, n: armed(shim.KILL, library, n), kills=True),
-    "kill after": Fault(lambda library, n: armed(shim.KILL_BEHIND, library, n), kills=True),
+    "kill after": Fault(lambda library, n: armed(shim.KILL_AFTER, library, n), kills=True),
     "fail": Fault(lambda library, n: armed(shim.FAIL, library, n)),
     "fail, done": Fault(lambda library, n: armed(shim.FAIL_DONE, library, n)),
     "malloc": Fault(lambda library, n: armed(shim.FAIL_ALLOCATION, library, n)),
@@ -157,7 +161,7 @@ FAULTS = {
 
 
 class Trial:
-    """One scene under one fault, for one n, in a child of its own."""
+    """One scene with one fault, for one n, in a child of its own."""
 
     def __init__(self, sweep: Sweep, n: int) -> None:
         self.sweep = sweep
@@ -165,7 +169,7 @@ class Trial:
         self.root = sweep.root / "trial"
 
     def run(self) -> tuple[str, str]:
-        """How it ended: "over", "killed" or what else the child says; and what was wrong."""
+        """Return how the trial ended ("over", "killed", or what the child reports), and what was wrong."""
         shutil.rmtree(self.root, ignore_errors=True)
         shutil.copytree(self.sweep.prepared, self.root)
         acknowledged[: len(SIZES)] = bytes(len(SIZES))
@@ -229,7 +233,7 @@ class Trial:
                 sweep.scene.act(machine, self.root)
         except (FastsmError, MemoryError, RuntimeError) as raised:
             if isinstance(raised, RuntimeError) and "allocate lock" not in str(raised):
-                raise  # so the interpreter says that it has no memory for a lock
+                raise  # "can't allocate lock" is how the interpreter reports a lack of memory for a lock
             error = type(raised).__name__, getattr(raised, "errno", None), repr(raised)
         gc.enable()
         gc.collect()
@@ -268,24 +272,24 @@ class Trial:
         assert left in states, f"{error}: a crash would leave {left[0]}"
         poisoned = inside(machine).log.poisoned is not None
         if error is None:
-            assert state == left == states[-1], "no error, and yet not done"
+            assert state == left == states[-1], "no error, but not done"
         elif self.sweep.name == "apply and flush":
             assert states.index(state) == sum(acknowledged[: len(SIZES)]), f"{error}: {state[0]}"
             assert poisoned or left == state, f"{error}: on disk {left[0]}, in memory {state[0]}"
         else:
-            assert state[:3] + state[4:] == states[0][:3] + states[0][4:], f"{error}: neither the old state nor an end"
+            assert state[:3] + state[4:] == states[0][:3] + states[0][4:], f"{error}: not the old state"
             now = open_files(self.root)
             assert poisoned or now == before, f"{error}: open are {now}, before {before}"
         if poisoned:
             assert error is not None
             return
         self.sweep.scene.act(machine, self.root)
-        assert not machine.is_running() or state_of(machine)[:-1] == states[-1][:-1], f"{error}: it does not go on"
+        assert not machine.is_running() or state_of(machine)[:-1] == states[-1][:-1], f"{error}: doing it again fails"
         assert_target_is_whole(self.root, alone=True)
 
 
 def open_stage(root: Path) -> FastStateMachine:
-    """A machine after the template, with some frames of its own, and a membership that tells where it stands."""
+    """Open the template, and append some frames; the membership records the index of the last entry."""
     machine = FastStateMachine(root / "state", **OPTIONS)
     last = machine.last_applied()
     machine.apply([Entry(last.index + 1, last.term, fastsm.config(b"%d" % (last.index + 4)))])
@@ -295,7 +299,7 @@ def open_stage(root: Path) -> FastStateMachine:
 
 
 class Sweep:
-    """A scene under a fault, for every n."""
+    """A scene with a fault, for every n."""
 
     def __init__(self, name: str, fault: str, template: Path, root: Path) -> None:
         self.name, self.name_of_fault = name, fault
@@ -317,7 +321,7 @@ class Sweep:
         self.states = self._rehearse()
 
     def _rehearse(self) -> list[tuple[Any, ...]]:
-        """The states that may be found when nothing fails, in order."""
+        """Return the states that a run without a fault goes through, in order."""
         rehearsal = self.root / "rehearsal"
         shutil.copytree(self.prepared, rehearsal)
         if self.name.startswith("open"):
@@ -349,14 +353,14 @@ class Sweep:
 
 def main() -> None:
     logging.getLogger("fastsm").setLevel(logging.CRITICAL + 1)
-    codec._library()  # an import has its own errors
+    codec._library()  # imported before the faults, which should not hit the import
     fault, *names = sys.argv[1:]
     found: dict[str, Any] = {"violations": [], "outcomes": {}}
     with memory_directory() as root:
         (root / "template").mkdir()
         build_template(root / "template")
         gc.collect()
-        gc.freeze()  # the children's collections need not look at, and so copy, what is here already
+        gc.freeze()  # so that collections in the children do not visit, and thereby copy, the parent's objects
         for number, name in zip(itertools.count(), names or ALL, strict=False):
             (root / str(number)).mkdir()
             sweep = Sweep(name, fault, root / "template", root / str(number)).run()

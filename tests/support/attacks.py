@@ -1,4 +1,4 @@
-"""The hash of the table over millions of keys at once, for whoever looks for keys that collide under a known seed."""
+"""The table's hash of millions of keys at a time, to find keys that collide under a known seed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def hashes_of_numbers(start: int, stop: int) -> np.ndarray:
-    """SipHash-1-3 under seed (0, 0) of the numbers as 8-byte keys, many at once."""
+    """Return the SipHash-1-3, under seed (0, 0), of each number as an 8-byte key."""
     v = [np.full(stop - start, word, dtype=np.uint64) for word in (
         0x736F6D6570736575, 0x646F72616E646F6D, 0x6C7967656E657261, 0x7465646279746573)]
 

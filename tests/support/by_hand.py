@@ -1,4 +1,4 @@
-"""Files made by hand: what docs/format.md says, by `struct` and reference checksums, however wrong the content."""
+"""Files made by hand from docs/format.md, with `struct` and reference checksums; their content may be invalid."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ START = 96  # of the frames
 
 
 def sealed(layout: str, *fields: Any) -> bytes:
-    """A header with its checksum, from `struct` alone."""
+    """Return a header with its checksum, made by `struct` alone."""
     head = struct.pack(layout[:-1], *fields)
     return head + struct.pack("<Q", xxhash.xxh64_intdigest(head))
 
@@ -66,14 +66,14 @@ def record(
     operation: int, index: int, key: bytes = b"", value: bytes = b"", expires: int | None = None,
     timed: int | None = None,
 ) -> bytes:
-    """A record; ``timed``: what its byte 15 says of the deadline, by default the truth."""
+    """Return a record. ``timed`` is its byte 15, which says whether it has a deadline; by default it is right."""
     timed = int(expires is not None) if timed is None else timed
     content = struct.pack(RECORD, index, len(value), len(key), operation, timed) + key + value
     return content + bytes(-len(content) % 8) + (b"" if expires is None else struct.pack("<Q", expires))
 
 
 def seal(sizes: bytes, identity: int, offset: int) -> int:
-    """The seal of a header with this length, lag and run count."""
+    """Return the seal of a frame header with this length, lag and run count."""
     return xxhash.xxh64_intdigest(sizes, identity ^ offset)
 
 
@@ -81,9 +81,9 @@ def frame(
     offset: int, runs: list[bytes], records: bytes, *,
     lag: int = 0, count: int | None = None, identity: int = IDENTITY, previous: int | None = None,
 ) -> bytes:
-    """A frame with a right seal and checksum, whatever is in it.
+    """Return a frame with a correct seal and checksum; its content may be invalid.
 
-    ``previous``: the checksum of the frame before it; by default it is the first one after :func:`log_head`.
+    ``previous`` is the checksum of the frame before it; by default the frame is the first one after :func:`log_head`.
     """
     body = b"".join(runs) + records
     length = struct.calcsize(FRAME) + len(body)
@@ -94,17 +94,17 @@ def frame(
 
 
 def frame_checksum(frame: bytes) -> int:
-    """What the next frame is chained to."""
+    """Return a frame's checksum, to which the next frame is chained."""
     return int.from_bytes(frame[:8], "little")
 
 
 def head_checksum(head: bytes) -> int:
-    """What the first frame is chained to: the header's checksum, as it would be without base changes."""
+    """Return what the first frame is chained to: the header's checksum as it would be without base changes."""
     return int(xxhash.xxh64_intdigest(head[:12] + bytes(4) + head[16:-8]))
 
 
 def seal_frames(file: bytearray, identity: int) -> None:
-    """Computes seals and checksums of frames anew, as far as their lengths lead."""
+    """Recompute seals and checksums of frames, up to the first length that is invalid."""
     offset = START
     previous = head_checksum(bytes(file[:START]))
     while offset + 32 <= len(file):
@@ -126,7 +126,7 @@ def snapshot(
     last: tuple[int, int], runs: list[bytes], records: list[bytes], *,
     membership: bytes = b"", attachment: bytes = b"", keys: int | None = None, sessions: int = 0, clock: int = 0,
 ) -> bytes:
-    """A flat snapshot with right checksums, whatever is in it."""
+    """Return a flat snapshot with correct checksums; its content may be invalid."""
     content = b"".join(records)
     state = membership + b"".join(runs) + content
     ids = struct.pack(

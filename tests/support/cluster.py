@@ -1,6 +1,6 @@
-"""A cluster of real processes on the loopback interface, which may be killed at any moment.
+"""A cluster of real processes on the loopback interface; any of them may be killed at any moment.
 
-A node is `cluster_node.py`, run as a program: it takes one JSON line for each call and answers with one.
+A node is `cluster_node.py`, run as a program: it reads a line of JSON for each call and answers with one.
 """
 
 from __future__ import annotations
@@ -91,14 +91,14 @@ class Process:
         return code
 
     def wait(self) -> int:
-        """Until it ends by itself."""
+        """Wait until the process ends by itself; return its exit code."""
         code = self._child.wait(PATIENCE)
         self.end(kill=True)
         return code
 
 
 class Cluster:
-    """Nodes 0 to ``size - 1``; ``options`` are those of every node, see `cluster_node.py`."""
+    """Nodes 0 to ``size - 1``; every node gets the ``options``, see `cluster_node.py`."""
 
     def __init__(self, root: Path, size: int = 3, **options: Any) -> None:
         self.root = root
@@ -119,7 +119,7 @@ class Cluster:
         return self.root / f"node-{number}"
 
     def start(self, *numbers: int, **options: Any) -> None:
-        """Starts nodes, all of them when none is named."""
+        """Start nodes: all of them if none is named."""
         for number in numbers or range(len(self.addresses)):
             assert number not in self.processes
             partners = [address for other, address in enumerate(self.addresses) if other != number]
@@ -132,22 +132,22 @@ class Cluster:
             )  # fmt: skip
 
     def clock_of(self, number: int) -> dict[str, Any]:
-        """With the option `apart`: rate and start of a node's clocks."""
+        """Return the rate and the offset of a node's clocks, if the option `apart` is set."""
         return {"clock": ((1.0, 0.0), (1.15, 5e3), (0.87, -9e3))[number % 3]} if self.options.get("apart") else {}
 
     def kill(self, *numbers: int) -> None:
-        """kill -9, of all when none is named."""
+        """Kill nodes with SIGKILL: all of them if none is named."""
         for number in numbers or tuple(self.processes):
             self.kills += 1
             assert self.processes.pop(number).end(kill=True) == -9
 
     def stop(self, *numbers: int) -> None:
-        """A clean end."""
+        """End nodes cleanly: all of them if none is named."""
         for number in numbers or tuple(self.processes):
             self.processes.pop(number).end(kill=False)
 
     def pause(self, *numbers: int) -> None:
-        """They stand still, as in a virtual machine that is moved."""
+        """Pause nodes, as happens to a virtual machine that is migrated."""
         for number in numbers:
             os.kill(self.processes[number].pid, signal.SIGSTOP)
 
@@ -156,7 +156,7 @@ class Cluster:
             os.kill(self.processes[number].pid, signal.SIGCONT)
 
     def change_members(self, what: str, number: int) -> None:
-        """Has the leader add or remove a node, until all the others that run know of it."""
+        """Let the leader add or remove a node; return when all other running nodes know of it."""
         address = self.addresses[number]
         others = [other for other in self.processes if other != number]
 
@@ -175,7 +175,7 @@ class Cluster:
         wait_for(changed, f"{what} {number}", lambda: [self.call(other, "status") for other in others])
 
     def leader_among(self, numbers: list[int]) -> int | None:
-        """The one of these nodes that they all follow."""
+        """Return the one of these nodes that they all follow, or None."""
         told = {self.call(number, "status")["leader"] for number in numbers}
         leaders = [number for number in numbers if told == {self.addresses[number]}]
         return leaders[0] if leaders else None
@@ -184,14 +184,14 @@ class Cluster:
         return self.processes[number].call(name, **arguments)
 
     def leader(self) -> int:
-        """The node that leads, once all that run agree on it."""
+        """Wait until all running nodes agree on a running leader; return its number."""
 
         def agreed() -> int | None:
             alive = [number for number, process in self.processes.items() if process.alive]
             try:
                 told = {self.call(number, "status")["leader"] for number in alive}
             except NodeError:
-                return None  # one was about to end by itself
+                return None  # a node was about to end by itself
             if len(told) == 1 and (address := told.pop()) is not None:
                 number = self.addresses.index(address)
                 return number if number in alive else None
@@ -200,14 +200,14 @@ class Cluster:
         return wait_for(agreed, "a leader")
 
     def wait_ready(self) -> int:
-        """Until every node that runs has caught up; returns the leader."""
+        """Wait until every running node has caught up; return the leader."""
         leader = self.leader()
         self.call(leader, "put", key="ready", value=str(time.time()))
         self.wait_equal()
         return leader
 
     def wait_equal(self) -> int:
-        """Until all nodes that run have applied the same entries; returns the last one's index."""
+        """Wait until all running nodes have applied the same entries; return the last one's index."""
 
         def equal() -> int | None:
             told = [self.call(number, "status") for number in self.processes]
@@ -222,23 +222,23 @@ class Cluster:
         return wait_for(settled, "equal nodes", lambda: [self.call(n, "status") for n in self.processes])
 
     def acknowledged(self) -> list[str]:
-        """The keys whose writes were acknowledged, to any client, before and after any kill."""
+        """Return the keys whose writes were acknowledged, to any client, before or after any kill."""
         return self._noted("ok")
 
     def _noted(self, word: str) -> list[str]:
-        """What nodes have noted in their common file under a word."""
+        """Return what the nodes have written to their common file under a word."""
         path = self.root / "acknowledged"
         if not path.exists():
             return []
         lines = path.read_text().split("\n")[:-1]  # a kill may have cut the last one
         wrong = [line for line in lines if not line.startswith(("ok ", "gone "))]
-        assert not wrong, f"a write that was new was not taken as such, or a prefix not all there: {wrong[:3]}"
+        assert not wrong, f"a write of a new key was refused, or keys of a prefix were missing: {wrong[:3]}"
         return [line.removeprefix(f"{word} ") for line in lines if line.startswith(f"{word} ")]
 
     def check(self) -> int:
-        """The end of every test: equal contents and state checksums, each acknowledged write there once.
+        """Check equal contents and state checksums, and each acknowledged write exactly once: the end of every test.
 
-        Returns how many writes were acknowledged.
+        Return how many writes were acknowledged.
         """
 
         def at_one_entry() -> list[Any] | None:
@@ -256,7 +256,7 @@ class Cluster:
         assert not lost, f"{len(lost)} of {len(acknowledged)} acknowledged writes are lost, {sorted(lost)[:3]}"
         gone = set(self._noted("gone"))
         back = [key for key in found[0]["keys"] if key.startswith("gone-") and key[:-1] in gone]
-        assert not back, f"{len(back)} keys are there again that were removed, {back[:3]}"
+        assert not back, f"{len(back)} removed keys are back, {back[:3]}"
         listed = found[0]["listed"]
         if listed is not None:
             assert len(set(listed)) == len(listed), "an entry was applied twice"
@@ -266,7 +266,7 @@ class Cluster:
 
 
 def wait_for(condition: Callable[[], Any], what: str, why: Callable[[], Any] | None = None) -> Any:
-    """The condition's value, once it is not None."""
+    """Wait until a condition's value is not None; return the value."""
     stop = time.monotonic() + PATIENCE
     error: BaseException | None = None
     while time.monotonic() < stop:
@@ -281,16 +281,16 @@ _held: list[socket.socket] = []
 
 
 def release_ports() -> None:
-    """Gives back the ports that `free_ports` has found so far."""
+    """Release the ports that `free_ports` has found so far."""
     while _held:
         _held.pop().close()
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface for this process alone, below those that the system hands out by itself.
+    """Return ports of the loopback interface for this process alone, below the system's ephemeral ports.
 
-    On Linux each stays bound, so that nobody else who asks gets it, not even while the node on it is dead: PySyncObj's
-    server may bind it all the same, since both set SO_REUSEADDR and only one of them listens.
+    On Linux each port stays bound, so that no other process gets it, not even while the node that uses it is dead.
+    PySyncObj's server can still bind it, because both set SO_REUSEADDR and only one of them listens.
     """
     found: list[int] = []
     rng = random.SystemRandom()
@@ -303,7 +303,7 @@ def free_ports(count: int) -> list[int]:
             probe.close()
             continue
         if sys.platform == "linux":
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not before: it must not share another's
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not earlier: no port in use
             _held.append(probe)
         else:
             probe.close()
@@ -314,7 +314,7 @@ def free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def running(root: Path, size: int = 3, *, of: type[Cluster] = Cluster, **options: Any) -> Iterator[Cluster]:
-    """A cluster whose nodes are up; what failed is shown with their logs."""
+    """Run a cluster for a block; print the nodes' logs if something fails."""
     with of(root, size, **options) as cluster:
         cluster.start()
         try:
@@ -329,5 +329,5 @@ def running(root: Path, size: int = 3, *, of: type[Cluster] = Cluster, **options
 
 
 def remove_node(cluster: Cluster, number: int) -> None:
-    """Takes a node's directory away, as an operator does."""
+    """Remove a node's directory, as an operator would."""
     shutil.rmtree(cluster.directory(number))

@@ -1,10 +1,10 @@
-"""One node of a cluster under test, as a program. `cluster.py` talks to it in JSON lines.
+"""One node of a cluster under test, as a program. `cluster.py` sends it calls as lines of JSON.
 
-Options: `address`, `partners`, `directory`, `durable`, `policy` (of dumps), `listed` ("list": a `ReplList` next to the
-state machine; "queue": a `FastQueue` in it), `crash` ("Class.method:before" or ":after": it is killed there), `failing`
-("part.method:errno": that call of the seam to the system fails), `slow` (seconds that each chunk takes), `acknowledged`
-(a file for what was), `members` (they may change), `raising` (functions of the user's raise, again and again), `clock`
-(its rate, and seconds that it is ahead).
+Options: `address`, `partners`, `directory`, `durable`; `policy` of dumps; `listed` ("list": a `ReplList` next to the
+state machine; "queue": a `FastQueue` in it); `crash` ("Class.method:before" or ":after": the process is killed there);
+`failing` ("part.method:errno": that method of the seam to the system fails); `slow` (seconds that each chunk takes);
+`acknowledged` (the file that records acknowledged writes); `members` (they may change); `raising` (the user's functions
+raise again and again); `clock` (its rate, and the seconds by which it is ahead).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CLASSES = {
 
 
 def crash_at(place: str) -> None:
-    """The process is killed when it comes by there."""
+    """Kill the process when it reaches a method, or the method's end."""
     name, _, when = place.partition(":")
     owner, method = name.split(".")
     original = getattr(CLASSES[owner], method)
@@ -56,7 +56,7 @@ def crash_at(place: str) -> None:
 
 
 def failing_files(place: str) -> Any:
-    """A seam to the system in which a method fails once `Node.fail` has been called."""
+    """Return a seam to the system in which a method fails after `Node.call_fail` was called."""
     name, _, code = place.partition(":")
     part, method = name.split(".")
     original = getattr(Directory, method)
@@ -72,7 +72,7 @@ def failing_files(place: str) -> Any:
 
 
 class Queue(FastQueue):
-    """With the names of a list."""
+    """A queue with the method names of a list."""
 
     def append(self, item: str, **options: Any) -> Any:
         return self.put(item, **options)
@@ -82,7 +82,7 @@ class Queue(FastQueue):
 
 
 def set_clock(rate: float, ahead: float) -> None:
-    """This process's clocks, PySyncObj's among them, run at another rate and from another time."""
+    """Let this process's clocks, including PySyncObj's, run at another rate and from another time."""
     exact = time.time_ns
     begun = exact()
     time.time_ns = lambda: begun + int(ahead * 1e9) + int(rate * (exact() - begun))
@@ -101,24 +101,24 @@ def set_clock(rate: float, ahead: float) -> None:
 
 @fastsm.procedure
 def deposit(tx: Any, payload: bytes) -> list[int]:
-    """Adds one to the total and to an account."""
+    """Add one to the total and to an account."""
     return [tx.add(b"once-total", 1), tx.add(payload, 1)]
 
 
 def deposit_command(account: bytes, sequence: int) -> bytes:
-    """The same by a batch, a transaction or a procedure, in turns; the answer's value is [total, account]."""
+    """Return a deposit as a batch, a transaction or a procedure, in turns; its answer's value is [total, account]."""
     adds = [fastsm.add(b"once-total", 1), fastsm.add(account, 1)]
     return (fastsm.batch(adds), fastsm.transaction([], adds), fastsm.call("deposit", account))[sequence % 3]
 
 
 def raising(*_: Any) -> None:
-    """A function of the user's that raises now and then."""
+    """Raise now and then, as a user's function might."""
     if random.random() < 0.02:
         raise ValueError("the user's own error")
 
 
 class Node:
-    """The calls."""
+    """The node, with a method for each call."""
 
     failing = False
 
@@ -172,7 +172,7 @@ class Node:
         }  # fmt: skip
 
     def persist(self, command: bytes) -> Any:
-        """What is the same when it is done twice, until it is done: a leader may change at any time."""
+        """Submit an idempotent command until it is applied: the leader may change at any time."""
         stop = time.monotonic() + 30
         while True:
             try:
@@ -196,7 +196,7 @@ class Node:
         return self.persist(fastsm.put(key.encode(), os.urandom(size)))
 
     def call_submit_raw(self, command: str) -> Any:
-        """A command that `submit` would refuse, as a node of another release might send it."""
+        """Submit a command that `submit` would refuse, as a node of another release might do."""
         outcome: list[Any] = []
         self.node._applyCommand(bytes.fromhex(command), lambda *answer: outcome.append(answer), 0x46)
         stop = time.monotonic() + 10
@@ -205,11 +205,11 @@ class Node:
         return outcome[0] if outcome else None
 
     def call_submit(self, command: str, timeout: float) -> str:
-        """What any command came to, pickled."""
+        """Submit a command; return its result, pickled."""
         return pickle.dumps(self.node.submit(bytes.fromhex(command), sync=True, timeout=timeout)).hex()
 
     def call_changes(self, start: int) -> str | None:
-        """The last applied entry, and all changes from an entry on, pickled; None where they are gone."""
+        """Return the last applied entry and all changes from an entry on, pickled; None if some are compacted."""
         machine = self.node.state_machine
         applied, found = machine.last_applied().index, []
         try:
@@ -228,7 +228,7 @@ class Node:
         return [self.persist(fastsm.open_session()).value for _ in range(count)]
 
     def call_deposit(self, items: list[tuple[int, int, str]], timeout: float) -> list[Any]:
-        """For each session, sequence and account one deposit, all at the same time: the answer, None where unknown."""
+        """Make a deposit for each session, sequence and account, all together; return answers, None if unknown."""
         told: queue.Queue[tuple[int, Any]] = queue.Queue()
         for number, (session, sequence, account) in enumerate(items):
 
@@ -244,7 +244,7 @@ class Node:
         return int(self.node.get(key.encode()) or 0)
 
     def _write_and_remove(self, prefix: str) -> None:
-        """Three keys, which are removed together once they are there; noted when that is acknowledged."""
+        """Write three keys, then remove them together; record it when the removal is acknowledged."""
         keys = [f"{prefix}{number}".encode() for number in range(3)]
 
         def written(result: Any, reason: Any) -> None:
@@ -260,14 +260,14 @@ class Node:
         self.node.submit(fastsm.put_many(keys, [b""] * 3), callback=written, timeout=5)
 
     def call_fill(self, prefix: str, count: int, size: int, batch: int = 500) -> None:
-        """So many keys, in batches; returns when all are applied here."""
+        """Write `count` keys in batches; return when all are applied on this node."""
         for start in range(0, count, batch):
             keys = [b"%s-%d" % (prefix.encode(), n) for n in range(start, min(count, start + batch))]
             command = fastsm.put_many(keys, [os.urandom(size) for _ in keys])
             self.persist(command)
 
     def call_load(self, prefix: str, window: int = 100, size: int = 50, listed: bool = False) -> None:
-        """Writes new keys, as many at once, until `unload`; each acknowledged one is noted in the file."""
+        """Write new keys, `window` at a time, until `unload`; record each acknowledged one in the file."""
         self.loading = True
         room = threading.Semaphore(window)
 
@@ -317,7 +317,7 @@ class Node:
         self.node.transferLeadership()
 
     def call_change_members(self, what: str, address: str) -> Any:
-        """Adds or removes a member; the reason that the callback was given."""
+        """Add or remove a member; return the reason that the callback was given."""
         told: queue.Queue[Any] = queue.Queue()
         change = self.node.addNodeToCluster if what == "add" else self.node.removeNodeFromCluster
         change(address, callback=lambda _, reason: told.put(reason))
@@ -339,7 +339,7 @@ class Node:
                 applied = machine.write_snapshot(directory).last_included
                 with fastsm.open_snapshot(directory) as snapshot:
                     checksum = snapshot.state_checksum.hex()
-            if applied.index == revision:  # else a tick of the leader's has come in between
+            if applied.index == revision:  # otherwise one of the leader's ticks came in between
                 break
         keys = [key.decode() for key, _ in entries if not key.startswith(b"queue\0")]
         return {"applied": applied, "keys": keys, "checksum": checksum, "listed": listed}

@@ -1,4 +1,4 @@
-"""Clients that retry until they know: each deposit counts once, however many nodes die under it."""
+"""Clients that retry until they have an answer: each deposit counts once, however many nodes die meanwhile."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ PATIENCE = 60.0
 class Depositors:
     """Threads with some clients each, which deposit through any node; they pause between `stop` and `start`.
 
-    A client has one command under way. It submits it, in its session, until it has an answer.
+    A client has one command in flight. It submits that command, in its session, until it has an answer.
     """
 
     def __init__(self, cluster: Cluster, dice: random.Random, *, threads: int = 2, clients: int = 10) -> None:
         self.cluster = cluster
         self.counts: Counter[str] = Counter()
-        self.totals: list[int] = []  # what the total was after each deposit, as it was answered
+        self.totals: list[int] = []  # the total after each deposit, as answered
         self.errors: list[BaseException] = []
         self._seeds = [dice.randrange(2**32) for _ in range(threads)]
         self._clients = clients
-        self._sequences = [[1] * clients for _ in range(threads)]  # of the command that is under way or comes next
+        self._sequences = [[1] * clients for _ in range(threads)]  # of the command in flight, or the next one
         self._sessions: list[list[int]] = [[] for _ in range(threads)]
         self._running: list[threading.Thread] = []
         self._end = threading.Event()
@@ -39,7 +39,7 @@ class Depositors:
             thread.start()
 
     def stop(self) -> None:
-        """Returns when every client knows what became of its command; raises what went wrong with one."""
+        """Wait until every client has the answer to its command; raise the first client's error, if there is one."""
         self._end.set()
         for thread in self._running:
             thread.join()
@@ -47,7 +47,7 @@ class Depositors:
             raise self.errors[0]
 
     def check(self) -> None:
-        """After `stop`, with equal nodes: every deposit counted once, and none is missing."""
+        """Check, after `stop` and with equal nodes, that every deposit counted once and none is missing."""
         done = sum(sequence - 1 for sequences in self._sequences for sequence in sequences)
         self.counts["commands"] = done
         assert sorted(self.totals) == list(range(1, done + 1)), "a deposit counted twice, or was lost"
@@ -92,7 +92,7 @@ class Depositors:
         self._sequences[thread][client] += 1
 
     def _ask(self, dice: random.Random, name: str, **arguments: object) -> list[object] | None:
-        """Some node's answer; None where it ended before it could give one."""
+        """Return a random node's answer; None if it could not give one."""
         stop = time.monotonic() + PATIENCE
         while time.monotonic() < stop:
             nodes = list(self.cluster.processes.values())

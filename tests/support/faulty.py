@@ -1,4 +1,4 @@
-"""Stand-ins for the seam to the system: they record calls, hold them back, and let chosen ones fail."""
+"""Stand-ins for the seam to the system: they record calls, block them, and let chosen ones fail."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Call(NamedTuple):
 
 
 class Rule:
-    """Lets the calls number ``first`` to ``last`` of a method (None: of all) fail, counted from when it was made."""
+    """Lets calls ``first`` to ``last`` of a method (None: of any) fail, counted from the creation of the rule."""
 
     def __init__(self, method: str | None, code: int, first: int, last: float, *, done: bool) -> None:
         self.method = method
@@ -42,7 +42,7 @@ class Rule:
 
 
 class Gate:
-    """Holds one call of a method back until it is opened."""
+    """Blocks one call of a method until the gate is opened."""
 
     def __init__(self, method: str) -> None:
         self.method = method
@@ -50,11 +50,11 @@ class Gate:
         self._opened = threading.Event()
 
     def wait(self) -> None:
-        """Waits until the call has come."""
+        """Wait until the method is called."""
         assert self._entered.wait(PATIENCE), f"{self.method} was not called"
 
     def open(self) -> None:
-        """Lets the call go on."""
+        """Let the call continue."""
         self._opened.set()
 
     def pass_through(self) -> None:
@@ -63,9 +63,9 @@ class Gate:
 
 
 class Disk:
-    """Watches over the directories of the class ``files``, to be given as ``_files``.
+    """Watches directories of the class ``files``, which is passed as ``_files``.
 
-    ``calls`` lists what was called, in order. ``stores=False`` is a file system on which stores through a
+    ``calls`` lists the calls in order. ``stores=False`` stands for a file system on which stores through a
     mapping are not safe, so that every frame is written with pwrite.
     """
 
@@ -73,33 +73,33 @@ class Disk:
         self.calls: list[Call] = []
         self.rules: list[Rule] = []
         self.gates: list[Gate] = []
-        self.before: Callable[[Call], object] | None = None  # is told of each call
+        self.before: Callable[[Call], object] | None = None  # is called with each call
         self._lock = threading.Lock()
         self.files = _class_of(self, stores)
 
     def fail(
         self, method: str | None, code: int = errno.EIO, *, nth: int = 1, times: float = 1, done: bool = False
     ) -> Rule:
-        """The ``nth`` call from now on fails, and those after it, ``times`` in all.
+        """Let the ``nth`` call from now on fail, and the next ones, ``times`` calls in all.
 
-        ``done`` says that the system did what it was asked to and fails nevertheless.
+        With ``done`` the call takes effect and fails nevertheless.
         """
         rule = Rule(method, code, nth, nth + times - 1, done=done)
         self.rules.append(rule)
         return rule
 
     def hold(self, method: str) -> Gate:
-        """The next call waits until the gate is opened."""
+        """Let the next call of a method wait until the returned gate is opened."""
         gate = Gate(method)
         self.gates.append(gate)
         return gate
 
     def count(self, method: str) -> int:
-        """How often a method was called."""
+        """Return how often a method was called."""
         return sum(call.method == method for call in self.calls)
 
     def forget(self) -> None:
-        """Forgets the calls so far, and all rules."""
+        """Forget the calls so far, and all rules."""
         self.calls.clear()
         self.rules.clear()
 
@@ -131,7 +131,7 @@ class Disk:
 
 
 def _plain(argument: Any) -> Any:
-    """A buffer of whatever kind as a memoryview, anything else as it is."""
+    """Return any kind of buffer as a memoryview, anything else unchanged."""
     if isinstance(argument, (int, str, bytes, Descriptor)):
         return argument
     return memoryview(argument)
@@ -160,7 +160,7 @@ def _class_of(disk: Disk, stores: bool | None) -> type[Directory]:
 
 
 class PortableDirectory(Directory):
-    """A directory on a file system where every frame has to be written with pwrite."""
+    """A directory on a file system where every frame must be written with pwrite."""
 
     def stores_are_safe(self, fd: int) -> bool:
         return False
@@ -168,19 +168,19 @@ class PortableDirectory(Directory):
 
 @contextmanager
 def memory_directory() -> Iterator[Path]:
-    """A temporary directory, in memory where the system has such: for tests of thousands of openings."""
+    """Make a temporary directory, in memory if the system allows it: for tests that open thousands of states."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as path:
         yield Path(path)
 
 
 def crash_copy(source: Path, target: Path) -> Path:
-    """What a killed process leaves of its directory: all that it wrote, since the page cache lives on."""
+    """Copy a directory as a killed process would leave it: everything that it wrote, since the page cache survives."""
     shutil.copytree(source, target)
     return target
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """The files that make up a state, byte for byte. LOCK is not one of them: it names whoever tried."""
+    """Return the bytes of a state's files. LOCK is not one of them: it changes with each attempt to open."""
     return {
         path.name: path.read_bytes()
         for path in sorted(directory.iterdir())
@@ -189,7 +189,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def frames_of(log: Path) -> list[tuple[int, int]]:
-    """Where each frame starts and ends."""
+    """Return the start and the end of each frame."""
     data = log.read_bytes()
     frames = []
     offset = headers.LOG_HEADER_BYTES
@@ -204,7 +204,7 @@ def frames_of(log: Path) -> list[tuple[int, int]]:
 
 @contextmanager
 def in_thread(function: Callable[[], Any]) -> Iterator[Outcome]:
-    """Runs ``function`` on a thread of its own, next to the block; the block's end waits for it."""
+    """Run ``function`` on another thread during the block; the end of the block waits for it."""
     outcome = Outcome(function)
     outcome.thread.start()
     try:
@@ -215,7 +215,7 @@ def in_thread(function: Callable[[], Any]) -> Iterator[Outcome]:
 
 
 class Outcome:
-    """What a function on a thread came to: ``value``, or the ``error`` that it raised."""
+    """The outcome of a function on a thread: its ``value``, or the ``error`` that it raised."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self.value: Any = None

@@ -1,4 +1,4 @@
-"""Fuzzed, too, without a plain reader next to them: a saved table, and the journal of a Raft library."""
+"""Fuzz targets that have no plain reader to compare with: a saved table, and the journal of a Raft library."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEYS = [b"key %d" % i for i in range(60)]
 
 
 class Tables(Target):
-    """A directory with a base, a log and a table that lies under right checksums. The input is the table's."""
+    """A directory with a base, a log, and a saved table of false content with correct checksums: the input."""
 
     name = "tables"
 
@@ -88,7 +88,7 @@ class Tables(Target):
         return Outcome(believed, "believed" if believed else "read")
 
     def use(self, machine: FastStateMachine) -> None:
-        """Whatever comes, it is of this library, or a value of who made the table."""
+        """Call reads and writes; they may return values that the table's forger chose, or raise `FastsmError`s."""
         index, term = machine.last_applied()
         for call in (
             lambda: machine.get_many(KEYS), lambda: list(machine.items()), machine.columns, machine.membership,
@@ -100,7 +100,7 @@ class Tables(Target):
 
 
 class Journals(Target):
-    """A directory of one or two segments; the input is the size of the first one, and both."""
+    """A directory of one or two segments. The input is the size of the first one, then both."""
 
     name = "journals"
 
@@ -141,7 +141,7 @@ class Journals(Target):
         return content + dice.choice((b"", b"", bytes(64), b"torn"))
 
     def last_checksum(self, segment: bytes) -> int:
-        """Of its last whole frame, once all are sealed."""
+        """Return the checksum that the segment's last whole frame has once all frames are sealed."""
         sealed, offset, last = bytearray(segment), by_hand.START, 0
         by_hand.seal_frames(sealed, int.from_bytes(segment[24:32], "little"))
         while offset + 32 <= len(sealed):
@@ -181,7 +181,7 @@ class Journals(Target):
             ending, journal = ending_of(
                 lambda: Journal(self.path, durable=bool(dice.randrange(2)), _files=QuietDirectory))
             if journal is None:
-                assert not states, f"it opened once: {ending}"
+                assert not states, f"it opened only once: {ending}"
                 break
             try:
                 states.append((journal[:], journal.term, journal.vote))

@@ -1,7 +1,7 @@
-"""One target being fuzzed, in a process of its own: a crash is then that of one input, which is known.
+"""A process that fuzzes one target, so that a crash can be traced to one input.
 
-``python -m support.fuzz_worker TARGET SEED FIRST LAST SHARED KEPT``: the inputs number FIRST to LAST - 1 of a seed.
-SHARED is a file that tells how far it is while it runs; what was seen is printed as JSON at the end.
+``python -m support.fuzz_worker TARGET SEED FIRST LAST SHARED KEPT`` runs the inputs FIRST to LAST - 1 of a seed.
+The file SHARED holds the progress while it runs; the results are printed as JSON at the end.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from support.fuzz_targets import Commands, Logs, Target
 CORPUS = Path(__file__).resolve().parent.parent / "corpus"
 TARGETS: dict[str, type[Target]] = {
     target.name: target for target in (Commands, Logs, Snapshots, Receivers, Tables, Journals)}
-PROGRESS = struct.Struct("<QQ")  # the number of the input that is being run; how many were decoded past the header
+PROGRESS = struct.Struct("<QQ")  # the number of the current input; how many were decoded past the header
 TRACED_EVERY = 20
-PLANTED = int(os.environ.get("FASTSM_FUZZ_PLANTED", "-1"))  # for the test of what happens then: the number of an input
+PLANTED = int(os.environ.get("FASTSM_FUZZ_PLANTED", "-1"))  # the input with a planted finding, for a test
 
 
 class Lines:
-    """Which lines of some files ran, of the functions that were called at all."""
+    """The lines of some files that ran, in functions that were called."""
 
     def __init__(self, files: Iterable[str]) -> None:
         self.files = {file: Path(file).name for file in files}
@@ -53,7 +53,7 @@ class Lines:
         return self.trace
 
     def there_are(self) -> set[tuple[str, int]]:
-        """All lines of these functions."""
+        """Return all lines of the functions that were called."""
         return {
             (self.files[code.co_filename], line)
             for code in self.codes
@@ -63,7 +63,7 @@ class Lines:
 
 
 def corpus_of(name: str) -> dict[str, bytes]:
-    """The inputs that are kept for a target."""
+    """Return the inputs that are kept for a target."""
     return {path.name: path.read_bytes() for path in sorted((CORPUS / name).glob("*"))}
 
 
@@ -78,7 +78,7 @@ class Worker:
         self.deep = 0
 
     def run(self, number: int) -> None:
-        """One input; an error names it."""
+        """Run one input."""
         dice = random.Random(self.seed << 40 | number)
         data = self.target.draw(dice)
         traced = number % TRACED_EVERY == 0
@@ -99,7 +99,7 @@ class Worker:
 
 
 def plant(name: str) -> None:
-    """A finding: an error, or a crash."""
+    """Simulate a finding: an error, or a crash."""
     if name == "logs":
         os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("planted")

@@ -1,4 +1,4 @@
-"""A state with a base, a log and a saved table; what may be done there, step by step, and what may be left of it."""
+"""A state with a base, a log and a saved table; scenes that change it, and checks of what a scene leaves."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from fastsm.core import generations
 from support.histories import History
 from support.inside import inside
 
-TARGET = "target"  # where snapshots are written
-OTHER = "other"    # another replica's, newer snapshot
+TARGET = "target"  # the directory that snapshots are written to
+OTHER = "other"    # the directory of another replica's newer snapshot
 OPTIONS: dict[str, Any] = {"retain_entries": 20, "auto_compact": False, "verify_on_open": "full"}
 
 
 class Scene(NamedTuple):
-    """What is done, in a directory that holds the template; ``table``: saved tables are written."""
+    """An operation on a copy of the template; with ``table``, saved tables are written."""
 
     act: Callable[[FastStateMachine, Path], object]
     table: bool = False
@@ -51,7 +51,7 @@ SCENES = {
 
 
 def build_template(root: Path) -> None:
-    """A state with a base, a log after it and a saved table; a snapshot of it; two that are newer."""
+    """Make a state with a base, a log and a saved table; a snapshot of it; and two newer snapshots."""
     history = History(1, large=False)
     threshold, generations.SAVE_TABLE_ABOVE = generations.SAVE_TABLE_ABOVE, 0
     try:
@@ -75,12 +75,12 @@ def build_template(root: Path) -> None:
 
 
 def machine_end(history: History) -> int:
-    """An index that the machine of the template will not reach."""
+    """Return an index that the template's machine will not reach."""
     return history.last.index + 1000
 
 
 def state_of(machine: FastStateMachine) -> tuple[Any, ...]:
-    """All that can be read."""
+    """Return everything that can be read."""
     terms = machine.entry_terms(np.arange(machine.last_applied().index + 2, dtype=np.uint64))
     return (
         machine.last_applied(), dict(machine.items()), machine.membership(), machine.snapshot_metadata(),
@@ -89,19 +89,19 @@ def state_of(machine: FastStateMachine) -> tuple[Any, ...]:
 
 
 def open_files(root: Path) -> list[str]:
-    """What this process has open or mapped below a directory."""
-    gc.collect()  # on Python 3.13 an error's traceback may hold on to what was opened, until then
+    """Return the files below a directory that this process has open or mapped."""
+    gc.collect()  # on Python 3.13 an error's traceback may keep files open until a collection
     names = []
     for number in os.listdir("/proc/self/fd"):
         with suppress(OSError):
             names.append(os.readlink(f"/proc/self/fd/{number}"))
-    with open("/proc/self/maps", encoding="utf-8") as maps:  # each file once: the system may split what it maps
+    with open("/proc/self/maps", encoding="utf-8") as maps:  # each file once: the system may split a mapping
         names += {line.split(maxsplit=5)[5].strip() for line in maps if "/" in line}
     return sorted(name for name in names if str(root) in name)
 
 
 def assert_target_is_whole(root: Path, *, alone: bool) -> Any:
-    """The snapshot is the old one or the new one; `alone`: nothing else is next to it. Returns its metadata."""
+    """Check that the snapshot is whole and, with `alone`, the only file there; return its metadata."""
     with open_snapshot(root / TARGET) as snapshot:
         snapshot.verify()
         if alone:
@@ -110,7 +110,7 @@ def assert_target_is_whole(root: Path, *, alone: bool) -> Any:
 
 
 def reopen(root: Path) -> tuple[Any, ...]:
-    """The state as the next process finds it, checked; only files of its generation are left."""
+    """Return the state as the next process finds it; check it, and that only files of its generation are left."""
     with FastStateMachine(root / "state", **OPTIONS) as machine:
         inside(machine).check()
         number = machine.stats().generation

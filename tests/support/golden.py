@@ -1,4 +1,4 @@
-"""The histories that the golden files were made of. What they do to a state machine never changes."""
+"""The histories that the golden files were made from. Their effect on a state machine never changes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LONG = 3_000  # entries
 
 
 def play(machine: FastStateMachine | MemoryStateMachine) -> None:
-    """A history with everything that a log can hold: gaps, terms, all kinds of commands and records."""
+    """Apply a history with everything that a log can hold: gaps, terms, all kinds of commands and records."""
     machine.apply([
         Entry(3, 2, fastsm.put(b"color", b"blue")), Entry(4, 2, fastsm.put(b"old", b"x", expires=300)),
         Entry(5, 2, fastsm.touch(b"old", 4_000)), Entry(6, 2, fastsm.tick(50)),
@@ -72,7 +72,7 @@ def play(machine: FastStateMachine | MemoryStateMachine) -> None:
 
 
 def long_history() -> Iterator[Entry]:
-    """A history of LONG entries of all kinds, from a hash alone: the same on every version of Python."""
+    """Yield a history of LONG entries of all kinds, derived from a hash: the same on every version of Python."""
     dice = blake3.blake3(b"a long history").digest(length=8 * LONG)
     index = term = 1
     for at in range(0, len(dice), 8):

@@ -1,4 +1,4 @@
-"""Seeded histories of committed entries, as a Raft library would hand them over."""
+"""Seeded histories of committed entries, as a Raft library would supply them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ KEYS = (b"", b"\x00", b"k" * 300, *(b"key-%d" % number for number in range(21)))
 
 
 class History:
-    """An endless sequence of chunks that follow one another; equal seeds give equal chunks.
+    """An endless sequence of consecutive chunks; equal seeds give equal chunks.
 
-    Puts, deletes, compare-and-swaps that match and that do not, batches with and without them, noops and
+    It has puts, deletes, compare-and-swaps that match and that do not, batches with and without them, noops and
     configs, in terms that rise now and then; with ``contiguous=False`` some indexes are left out. One command in four
-    is of those that answer, or of time: additions, ranges, transactions, sessions, touches, ticks, and deadlines in
-    puts. ``plain=True`` leaves these out.
+    answers or is about time: additions, ranges, transactions, sessions, touches, ticks, and deadlines in puts.
+    ``plain=True`` leaves these out.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class History:
             yield self.chunk()
 
     def chunk(self, count: int | None = None) -> list[Entry]:
-        """The next chunk, of ``count`` entries."""
+        """Return the next chunk, of ``count`` entries."""
         if count is None:
             count = self.random.choice((1, 1, 1, 2, 3, 8, 20))
         return [self.entry() for _ in range(count)]
 
     def entry(self) -> Entry:
-        """The next entry."""
+        """Return the next entry."""
         index, term = self.last
         index += 1 if self.contiguous else self.random.choice((1, 1, 1, 2, 5))
         term += self.random.random() < 0.03 or not term
@@ -52,7 +52,7 @@ class History:
         return Entry(index, term, self.command())
 
     def command(self) -> bytes:
-        """One command of any kind."""
+        """Return a command of any kind."""
         if not self.plain and self.random.random() < 0.25:
             return self.answering()
         kind = self.random.random()
@@ -65,7 +65,7 @@ class History:
         return self.operation()
 
     def answering(self) -> bytes:  # one for each kind
-        """One command that answers, or one of time."""
+        """Return a command that answers, or one about time."""
         kind = self.random.random()
         if kind < 0.1:
             self._sessions = [*self._sessions[-2:], self.last.index]
@@ -82,7 +82,7 @@ class History:
         return self.answer()
 
     def answer(self) -> bytes:
-        """One command that answers, which a ``once`` may hold."""
+        """Return a command that answers, and that a ``once`` may hold."""
         key, kind = self.random.choice(KEYS), self.random.random()
         if kind < 0.3:
             return fastsm.add(b"key-9", self.random.randrange(-9, 99))
@@ -98,11 +98,11 @@ class History:
         return fastsm.transaction([fastsm.exists(key)], members, [fastsm.put(b"key-3", b"", expires=self.expires())])
 
     def expires(self) -> int | None:
-        """Mostly soon after the time of the last tick."""
+        """Return a deadline soon after the last tick, or None."""
         return self._now + self.random.randrange(1, 50) if self.random.random() < 0.6 else None
 
     def operation(self) -> bytes:
-        """A put, a delete or a compare-and-swap."""
+        """Return a put, a delete or a compare-and-swap."""
         key = self.random.choice(KEYS)
         kind = self.random.random()
         if kind < 0.2:
@@ -113,7 +113,7 @@ class History:
             self._believed[key] = value
             expires = None if self.plain or self.random.random() < 0.8 else self.expires()
             return fastsm.put(key, value, expires=expires)
-        # What was written last is mostly still there: a match. Else it is a miss, mostly.
+        # The value that was written last is mostly still there, so expecting it mostly matches; other values do not.
         matches = self.random.random() < 0.7
         expected = self._believed.get(key) if matches else self.random.choice((None, b"", b"no such value"))
         if matches:
@@ -121,7 +121,7 @@ class History:
         return fastsm.compare_and_swap(key, expected, value)
 
     def value(self) -> bytes:
-        """Mostly small, some of two pages, few that no window of populated pages holds."""
+        """Return a value: most are small, some have two pages, few exceed a window of populated pages."""
         dice = self.random.random()
         if self.large and dice < 0.002:
             return self.random.randbytes(200 << 10)
@@ -131,7 +131,7 @@ class History:
 
 
 def state_of(machine: fastsm.FastStateMachine | fastsm.MemoryStateMachine) -> dict[str, object]:
-    """All that two state machines of one history must have in common."""
+    """Return everything that two state machines with the same history must have in common."""
     applied = machine.last_applied()
     first = max(0, applied.index - 200)
     return {
@@ -147,7 +147,7 @@ def state_of(machine: fastsm.FastStateMachine | fastsm.MemoryStateMachine) -> di
 
 
 def model_of(chunks: list[list[Entry]], *, contiguous: bool = True) -> fastsm.MemoryStateMachine:
-    """The model after these chunks."""
+    """Return the model after these chunks."""
     model = fastsm.MemoryStateMachine(contiguous=contiguous)
     for chunk in chunks:
         model.apply(chunk)

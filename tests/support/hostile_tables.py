@@ -1,6 +1,7 @@
-"""A program that opens tables which lie under right checksums: it must not crash. Prints one line for each.
+"""A program that opens saved tables with false content and correct checksums, and must not crash.
 
-``python -m support.hostile_tables DIRECTORY SCRATCH``: the directory holds a base, a log, a table of several segments.
+It prints one line for each. ``python -m support.hostile_tables DIRECTORY SCRATCH``: the directory holds a base, a log
+and a table of several segments.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ NUMBERS = (0, 1, 7, 2**31, 2**32 - 1, 2**36, 2**39 - 8, 2**63, 2**64 - 1)
 
 
 def lies(table: TableFile) -> Iterator[tuple[str, Callable[[TableFile], object]]]:
-    """Names of lies, and how to tell them."""
+    """Yield a name and a function for each way to falsify a table."""
     start, end = table.saved.log_start, table.saved.log_start + table.saved.log_offset
     for field in set(table.saved._fields) - {"sessions", "touches"}:
         for number in NUMBERS:
@@ -52,7 +53,7 @@ def lies(table: TableFile) -> Iterator[tuple[str, Callable[[TableFile], object]]
 
 
 def lies_on_order(table: TableFile) -> Iterator[tuple[str, Callable[[TableFile], object]]]:
-    """Those about the order of the keys; most have the sum of the table's places."""
+    """Yield the falsifications of the order of keys; most keep the sum of the places, which is checked."""
     start, end = table.saved.log_start, table.saved.log_start + table.saved.log_offset
     for place in (0, 7, 8, 128, 136, start - 16, start, end - 24, end - 16, 2**63, 2**64 - 8):
         yield f"the whole order leads to {place}", lambda t, p=place: t.set_ordered([p] * t.saved.keys)
@@ -95,7 +96,7 @@ def disorder(table: TableFile) -> None:
 
 
 def mislead(table: TableFile, dice: random.Random, end: int) -> None:
-    """Moves places of the order in pairs, so that their sum stays what it is."""
+    """Move places of the order in pairs, so that their sum stays the same."""
     places = table.ordered()
     for _ in range(len(places)):
         a, b = dice.sample(range(len(places)), 2)
@@ -107,7 +108,7 @@ def mislead(table: TableFile, dice: random.Random, end: int) -> None:
 
 
 def balanced(places: list[int]) -> list[int]:
-    """The same sum, of places that are almost all the same."""
+    """Return places with the same sum that are almost all equal."""
     mean = sum(places) // len(places) & ~7
     return [mean] * (len(places) - 1) + [sum(places) - mean * (len(places) - 1)]
 
@@ -118,7 +119,7 @@ def depths(table: TableFile, depth: int) -> None:
 
 
 def use(path: Path, verify: str) -> str:
-    """Opens the directory and does everything with it; how that ended."""
+    """Open the directory and call everything; return how that ended."""
     tries: list[str] = []
 
     def attempt(call: Callable[[], object]) -> None:
@@ -170,7 +171,7 @@ def use(path: Path, verify: str) -> str:
 
 
 def main() -> None:
-    """Opens every lie."""
+    """Falsify the table in every way, and open it each time."""
     source, scratch = Path(sys.argv[1]), Path(sys.argv[2])
     fastsm.core.generations.SAVE_TABLE_ABOVE = 0
     with FastStateMachine(source) as machine:
@@ -180,7 +181,7 @@ def main() -> None:
         machine.apply([(index + 1 + i, term, command) for i, command in enumerate(commands)])
     (name,) = [path.name for path in source.glob("table-*")]
     whole = TableFile(source / name)
-    without_order = [(kind, tell, False) for kind, tell in lies(whole)]  # with it, most are seen by its sum
+    without_order = [(kind, tell, False) for kind, tell in lies(whole)]  # with it, its sum would give most of them away
     for number, (kind, tell, keep) in enumerate(
         without_order + [(kind, tell, True) for kind, tell in lies_on_order(whole)]
     ):

@@ -1,15 +1,15 @@
-"""The one way of tests to what is private: a name inside of the package is here once, whatever tests look at it."""
+"""The only module through which tests reach private names, so that a renamed one is changed in one place."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# By object; the underscore before each of them is left out.
+# Grouped by object, each without its leading underscore.
 NAMES = frozenset({
-    # FastStateMachine: the invariants, and the parts that it is made of
+    # FastStateMachine: the check of its invariants, and its parts
     "check", "log", "index", "table", "terms", "turns", "worker", "waiters", "jobs", "directory", "verifying",
     "snapshots", "source", "watchers", "deadlines", "live_records",
-    # its steps, for tests that hold one of them up, or leave one out
+    # its steps, for tests that block or skip one of them
     "capture", "closed", "compact_by_itself", "is_called_for", "mark", "note_metadata", "opened", "release", "require",
     "sync_to", "await_applied", "wait_no_more", "waiting_for_entries", "write_captured", "write_state", "bytes",
     # the order of keys
@@ -22,13 +22,13 @@ NAMES = frozenset({
     "abandon", "is_closed", "is_poisoned",
     # Reader
     "await_news", "take_news", "taken_up_to",
-    # the node of the example of a Raft from nothing
+    # the node of examples/raft_from_nothing
     "advance", "answer", "apply", "campaign", "follow", "lead", "on_vote", "spawn",
 })  # fmt: skip
 
 
 class Inside:
-    """The private names of one object, read and written without their underscore."""
+    """The private attributes of one object, read and written without their underscore."""
 
     __slots__ = ("of",)
 
@@ -43,12 +43,12 @@ class Inside:
 
 
 def private(name: str) -> str:
-    """The name inside of the package; a name that is not listed above is a mistake, or belongs there."""
+    """Return the name with its underscore; raise ``AttributeError`` if it is not listed above."""
     if name not in NAMES:
         raise AttributeError(f"{name} is not among the private names that tests look at: see {__name__}")
     return f"_{name}"
 
 
 def inside(of: Any) -> Any:
-    """The private side of a machine, of one of its parts, or of a class."""
+    """Return access to the private attributes of a machine, of one of its parts, or of a class."""
     return Inside(of)

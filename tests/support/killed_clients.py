@@ -1,16 +1,16 @@
-"""Clients of a process that is killed again and again: what they were told is so, and each command counts once.
+"""Clients of a process that is killed again and again: acknowledged results are true, and each command counts once.
 
 A service has a committed log and a hundred clients, each with a session and an account. For each life of the process
 it appends entries: deposits in `once` (a batch, a transaction or a procedure in turns), each of them up to three times,
-as clients do that hear nothing; leases that are put, touched and ticked away; sessions with deadlines; and whatever a
-history holds. The process applies them, flushes, compacts and acknowledges, until it is killed. Then
+like clients that get no answer; leases that are put, touched and removed by ticks; sessions with deadlines; and the
+commands of a history. The process applies them, flushes, compacts and acknowledges, until it is killed. Then
 
-- its state is that of the model after some whole chunks, no fewer than it acknowledged: values, deadlines, clock, and,
-  by the checksum, sessions with what they remember;
-- what it acknowledged is what the model says of those entries;
-- of the entries that it did not get to, some never were committed: those clients, and all who heard nothing, ask again.
+- its state is that of the model after some whole chunks, no fewer than it acknowledged: values, deadlines, clock and,
+  by the checksum, sessions with the answers that they remember;
+- the results that it acknowledged are the model's;
+- some of the entries that it did not apply count as never committed, and clients without an answer ask again.
 
-At the end every account is as large as its client's deposits. This file is also the program of that process.
+At the end every account equals the number of its client's deposits. This file is also the program of that process.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ PROGRESS = struct.Struct("<BI")  # the phase, and how many chunks were applied
 
 
 class Setting(NamedTuple):
-    """How the process works."""
+    """The options of the process."""
 
     sync: str = "flush"
     stores: bool = True
     tables: bool = False  # saved, however small the state is
-    fault: str = ""  # a planted one
+    fault: str = ""  # the name of a planted fault
 
 
 SETTINGS = {
@@ -64,14 +64,14 @@ SETTINGS = {
 
 @fastsm.procedure
 def deposit(tx: Any, payload: bytes) -> list[int]:
-    """Adds one to the total and to an account."""
+    """Add one to the total and to an account."""
     return [tx.add(b"total", 1), tx.add(payload, 1)]
 
 
 # ---- the process that is killed ----------------------------------------------------------------------------
 
 def run(directory: str, given: str, told: str, phases: str, setting: Setting) -> None:
-    """Applies the chunks in the file `given`, appends results to the file `told`, and waits to be killed."""
+    """Apply the chunks in the file `given`, append results to the file `told`, and wait to be killed."""
     with open(phases, "r+b") as file:
         memory = mmap.mmap(file.fileno(), PROGRESS.size)
     current, done = ["starting"], [0]
@@ -110,7 +110,7 @@ def run(directory: str, given: str, told: str, phases: str, setting: Setting) ->
 
 
 def with_fault(entry: tuple[int, int, bytes], fault: str) -> tuple[int, int, bytes]:
-    """With a planted fault: a session that remembers nothing, or a command that is acknowledged and not done."""
+    """Return the entry with a planted fault: without its session, or with a command that does nothing."""
     index, term, command = entry
     said: Any = fastsm.decode(command)
     if fault == "forgets" and isinstance(said, fastsm.types.Once):
@@ -123,14 +123,14 @@ def with_fault(entry: tuple[int, int, bytes], fault: str) -> tuple[int, int, byt
 # ---- the service -------------------------------------------------------------------------------------------
 
 class Client:
-    """Deposits one after the other, each until it is told what became of it."""
+    """A client that makes one deposit after the other, each until it has an answer."""
 
     def __init__(self, number: int) -> None:
         self.account = b"account %d" % number
         self.session = 0
         self.sequence = 1
         self.asked = 0  # how often its command was proposed
-        self.proposed: list[int] = []  # the entries in which its command is
+        self.proposed: list[int] = []  # the entries that hold its command
 
     def command(self) -> bytes:
         adds = [fastsm.add(b"total", 1), fastsm.add(self.account, 1)]
@@ -146,8 +146,8 @@ class Service:
         self.dice = random.Random(seed)
         self.history = History(seed, large=False)
         self.model = MemoryStateMachine(procedures=[deposit])
-        self.log: list[Entry] = []  # what comes after the model's last entry
-        self.results: dict[int, Any] = {}  # of the model, for each entry
+        self.log: list[Entry] = []  # the entries after the model's last one
+        self.results: dict[int, Any] = {}  # the model's, for each entry
         self.clients = [Client(number) for number in range(CLIENTS)]
         self.now = 1
         self.counts: Counter[str] = Counter()
@@ -155,7 +155,7 @@ class Service:
     # ---- a life --------------------------------------------------------------------------------------------
 
     def live(self) -> None:
-        """One life of the process, ended by a kill; raises `AssertionError` where something is not right."""
+        """Run the process once, until it is killed; raise `AssertionError` if something is wrong."""
         if not self.clients[0].session:
             self.append(*[fastsm.open_session()] * CLIENTS)
             for client, answer in zip(self.clients, self.apply_all().values(), strict=True):
@@ -167,7 +167,7 @@ class Service:
         self.tell(told)
 
     def end(self) -> None:
-        """All clients come to an end, without a kill; every deposit was made once."""
+        """Answer all clients, without a kill; check that every deposit was made once."""
         for client in self.clients:
             if client.proposed:
                 self.propose(client)
@@ -180,7 +180,7 @@ class Service:
         assert int(self.model.get(b"total") or 0) == sum(done)
 
     def apply_all(self) -> dict[int, Any]:
-        """Applies the log where nobody kills; the results."""
+        """Apply the log without a kill; return the results."""
         with self.opened() as machine:
             results = machine.apply(self.log)
             self.judge_state(machine)
@@ -200,7 +200,7 @@ class Service:
             self.log.append(Entry(index + 1, max(1, term + (self.dice.random() < 0.02)), command))
 
     def invent(self) -> None:
-        """What comes in during a life."""
+        """Append the entries of the next life."""
         dice = self.dice
         waiting = [client for client in self.clients for _ in range(dice.choice((1, 1, 2, 3)))]
         dice.shuffle(waiting)
@@ -210,7 +210,7 @@ class Service:
                 self.append(self.other())
 
     def other(self) -> bytes:
-        """What comes between deposits: most of it is of time."""
+        """Return a command to put between deposits; most of them are about time."""
         dice, lease = self.dice, b"lease %d" % self.dice.randrange(LEASES)
         way = dice.random()
         if way < 0.25:
@@ -234,7 +234,7 @@ class Service:
         return found
 
     def run_and_kill(self) -> dict[int, Any]:
-        """Starts the process and kills it at a random chunk, mostly in a certain phase; what it acknowledged."""
+        """Start the process and kill it at a random chunk, mostly in a certain phase; return what it acknowledged."""
         given, told, phases = (self.path.with_suffix(f".{name}") for name in ("given", "told", "phase"))
         chunks = self.chunks()
         given.write_bytes(marshal.dumps(chunks))
@@ -276,7 +276,7 @@ class Service:
         return FastStateMachine(self.path, procedures=[deposit], retain_entries=50, auto_compact=False)
 
     def judge(self, told: dict[int, Any]) -> int:
-        """The last entry that is there, with all that was acknowledged, as the model has it."""
+        """Check the recovered state and acknowledged results against the model; return the last entry's index."""
         with self.opened() as machine:
             inside(machine).check()
             assert machine.last_applied().index >= max(told, default=0), "an acknowledged entry is lost"
@@ -287,7 +287,7 @@ class Service:
         return self.model.last_applied().index
 
     def judge_state(self, machine: FastStateMachine) -> None:
-        """The model follows to the same entry, and is equal there."""
+        """Apply entries to the model up to the machine's last one, and check that both are equal."""
         count = machine.last_applied().index - self.model.last_applied().index
         entries = self.log[:count]
         for entry, result in zip(entries, self.model.apply(entries), strict=True):
@@ -298,7 +298,7 @@ class Service:
         assert machine.state_checksum() == self.model.state_checksum()
 
     def lose_some(self, recovered: int) -> None:
-        """Of what was not applied, a part was never committed."""
+        """Drop a part of the entries that were not applied, as if they were never committed."""
         left = [entry for entry in self.log if entry.index > recovered]
         self.log = left[: self.dice.randrange(len(left) + 1)]
         self.counts["never committed"] += len(left) - len(self.log)
@@ -307,7 +307,7 @@ class Service:
             client.proposed = [index for index in client.proposed if index <= last]
 
     def tell(self, told: dict[int, Any]) -> None:
-        """Clients that were told of one of their entries go on to the next deposit; the others ask again."""
+        """Let clients with an answer continue with the next deposit; the others will ask again."""
         for client in self.clients:
             known = [told[index] for index in client.proposed if index in told]
             if known:
@@ -319,7 +319,7 @@ class Service:
 
 
 def report(counts: Counter[str]) -> str:
-    """In one line."""
+    """Return the counts in one line."""
     return (
         f"{counts['kills']} kills, {counts['commands']} commands, {counts['asked again']} asked again, "
         f"{counts['never committed']} entries never committed, {counts['applied twice']} applied twice, "

@@ -1,4 +1,4 @@
-"""Whether what clients of a single key saw can have happened one operation at a time (Wing, Gong, JPDC 1993)."""
+"""A check whether the results that clients of one key saw are linearizable (Wing, Gong, JPDC 1993)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ UNKNOWN = math.inf
 
 
 class Operation(NamedTuple):
-    """What a client asked of a register, and when. ``returned``: ``UNKNOWN`` where no answer came.
+    """A client's operation on a register. ``returned`` is ``UNKNOWN`` if no answer came.
 
-    ``kind`` and ``argument``: "get"; "put", the value; "swap", the value that was expected and the new one.
-    ``result``: of a get the value, of a swap whether it matched.
+    ``kind`` and ``argument``: "get"; "put" and the value; "swap" and the pair of expected and new value.
+    ``result``: for a get the value, for a swap whether it matched.
     """
 
     called: float
@@ -22,7 +22,7 @@ class Operation(NamedTuple):
     result: object = None
 
     def after(self, value: object) -> tuple[bool, object]:
-        """Whether the operation can have met this value, and the value that it leaves."""
+        """Return whether the operation may have found this value, and the value that it leaves."""
         if self.kind == "put":
             return True, self.argument
         if self.kind == "get":
@@ -34,13 +34,13 @@ class Operation(NamedTuple):
 
 
 def is_linearizable(operations: list[Operation], value: object = None) -> bool:
-    """Whether there is an order that respects real time and explains each result, from a register of ``value``.
+    """Return whether some order respects real time and explains each result, from a register that holds ``value``.
 
-    Operations without an answer took place at any time after their call, or never. A get without one says nothing.
+    Operations without an answer took effect at any time after their call, or never. A get without an answer is ignored.
     """
     said = sorted((one for one in operations if one.returned != UNKNOWN), key=lambda one: one.called)
     maybe = [one for one in operations if one.returned == UNKNOWN and one.kind != "get"]
-    # A step: how many of `said`, in the order of calls, have taken place; which of the later ones; which of `maybe`.
+    # A step: how many of `said`, in the order of calls, took effect; which later ones did; which of `maybe` did.
     stack: list[tuple[int, frozenset[int], frozenset[int], object]] = [(0, frozenset(), frozenset(), value)]
     seen = set(stack)
     while stack:
@@ -54,7 +54,7 @@ def is_linearizable(operations: list[Operation], value: object = None) -> bool:
                 until = min(until, said[i].returned)
             i += 1
         steps = []
-        for number, one in enumerate(maybe):  # pushed first: they are tried when nothing else explains what was seen
+        for number, one in enumerate(maybe):  # pushed first, so tried last: if nothing else explains the results
             possible, new = one.after(value)
             if number not in taken and one.called <= until and new != value and possible:
                 steps.append((first, later, taken | {number}, new))

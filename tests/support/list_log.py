@@ -1,4 +1,4 @@
-"""A Raft log as a list, by the page of docs alone: the model that tests compare ``RaftLog`` with."""
+"""A Raft log as a list, written from its page of docs alone: the model that tests compare ``RaftLog`` with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastsm import CompactedError, Entry, LogId, OrderError, RaftLog
 
 
 class LogState(NamedTuple):
-    """All that a log holds."""
+    """Everything that a log holds."""
 
     border: LogId
     entries: tuple[Entry, ...]
@@ -18,7 +18,7 @@ class LogState(NamedTuple):
 
 
 def state_of(log: RaftLog) -> LogState:
-    """The same of a log, by its public methods."""
+    """Read the state of a log by its public methods."""
     first, last = log.first_index, log.last_index
     term = log.term(first - 1)
     assert term is not None
@@ -28,7 +28,7 @@ def state_of(log: RaftLog) -> LogState:
 
 
 class ListLog:
-    """The semantics of a Raft log."""
+    """The model of a Raft log."""
 
     def __init__(self, state: LogState | None = None) -> None:
         self.state = LogState(LogId(0, 0), (), (0, None)) if state is None else state
@@ -103,14 +103,14 @@ class ListLog:
 
 
 class Step(NamedTuple):
-    """A call of the log."""
+    """A call of a log's method."""
 
     method: str
     arguments: tuple[object, ...]
 
 
 def invent(rng: random.Random, model: ListLog, largest: int = 5000) -> Step:  # noqa: PLR0911
-    """A call that the model takes, as a Raft node might make it."""
+    """Draw a call that the model accepts, as a Raft node might make it."""
     border, _, (term, vote) = model.state
     last = model.last
     dice = rng.random()
@@ -139,7 +139,7 @@ def invent(rng: random.Random, model: ListLog, largest: int = 5000) -> Step:  # 
 
 
 def do(log: RaftLog | ListLog, step: Step) -> None:
-    """Makes the call."""
+    """Make the call."""
     if step.method == "sync" and isinstance(log, ListLog):
         return
     getattr(log, step.method)(*step.arguments)

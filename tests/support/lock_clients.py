@@ -1,4 +1,4 @@
-"""Clients of the lock in ``examples/recipes`` on a cluster of real nodes, and the judge of what the log says."""
+"""Clients of the lock in ``examples/recipes`` on a cluster of real nodes, and the judge that checks the log."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ lock = recipe("lock")
 MINUTE = 60_000
 LEASE = 2_000
 KEY = lock.lock_key("disk")
-TIMEOUT = 1.5  # seconds after which nobody knows what became of a proposal
+TIMEOUT = 1.5  # seconds after which the outcome of a proposal is unknown
 
 
 class Unknown(Exception):
-    """Nobody can say whether the proposal was committed."""
+    """It is unknown whether the proposal was committed."""
 
 
 class ClusterWithClocksApart(Cluster):
-    """Its nodes' clocks are minutes apart."""
+    """A cluster whose nodes' clocks are minutes apart."""
 
     def clock_of(self, number: int) -> dict[str, Any]:
         return {"clock": (1.0, (0.0, 180.0, -240.0)[number])}
 
 
 class Client(Holder, threading.Thread):
-    """Wants the lock, works under it, stands still at times, and believes its own clock, which is off."""
+    """A client that takes the lock, writes, pauses at times, and believes its own clock, which is wrong."""
 
     def __init__(self, cluster: Cluster, number: int, seed: int, ended: threading.Event) -> None:
         Holder.__init__(self, LEASE)
@@ -44,7 +44,7 @@ class Client(Holder, threading.Thread):
         self.counts: Counter[str] = Counter()
         self.error: BaseException | None = None
         self.lock: Any = None
-        self.is_asking = self.asks_again = False  # for the lock, and it was not told of its last attempt
+        self.is_asking = self.asks_again = False  # it waits for the lock; its last attempt has an unknown outcome
 
     @property
     def now(self) -> int:
@@ -78,7 +78,7 @@ class Client(Holder, threading.Thread):
             self.lock = lock.Lock(self.propose, "disk", f"client {self.number}")
         if self.now >= self.until:
             if self.lock.token and not self.asks_again:
-                self.lock.release()  # by the log it may be this client's still: clocks are apart
+                self.lock.release()  # by the log it may still be this client's, because clocks differ
             self.is_asking = True
             self.acquire(again=self.asks_again)
             self.is_asking = self.asks_again = False
@@ -90,20 +90,20 @@ class Client(Holder, threading.Thread):
             self.release()
         elif dice.random() < 0.3:
             time.sleep(1.5 * LEASE / 1_000)
-            self.until += 10 * MINUTE * (dice.random() < 0.5)  # it does not look at its clock before the next write
+            self.until += 10 * MINUTE * (dice.random() < 0.5)  # as if it did not read its clock before the next write
 
 
 class Judge:
-    """Goes through the changes of the log: who holds the lock, and with which token each write came."""
+    """Follows the changes in the log: which token holds the lock, and with which token each write came."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self.next = 1  # the entry from which on changes are to come
-        self.holder = 0  # its token; 0: nobody
+        self.next = 1  # the first entry that it has not seen
+        self.holder = 0  # the holder's token; 0 if there is no holder
         self.newest = 0
 
     def take(self, changes: list[fastsm.Change], up_to: int) -> None:
-        """All changes from `next` on, up to an entry."""
+        """Judge all changes from `next` on, up to an entry."""
         for change in changes:
             if change.index > up_to:
                 break
@@ -137,7 +137,7 @@ class LockService:
             client.start()
 
     def kill_leader(self, seconds: float) -> None:
-        """Some time, a leader dead, some time; then all nodes are there again."""
+        """Kill the leader after some time, and restart it after some time; return when there is a leader."""
         time.sleep(seconds * self.dice.random())
         leader = self.cluster.leader()
         self.cluster.kill(leader)
@@ -146,7 +146,7 @@ class LockService:
         self.cluster.leader()
 
     def look(self) -> None:
-        """What the log of any node says that has applied it; those that have, say the same."""
+        """Judge the changes that all nodes have applied, and check that the nodes have the same ones."""
         found = []
         for number in self.cluster.processes:
             told = self.cluster.call(number, "changes", start=self.judge.next)
@@ -155,18 +155,18 @@ class LockService:
                 found.append((applied, changes))
         up_to = min(applied for applied, _ in found)
         if up_to < self.judge.next:
-            return  # one that has just come back
+            return  # a node has just restarted
         cut = [[change for change in changes if change.index <= up_to] for _, changes in found]
         assert all(changes == cut[0] for changes in cut), "nodes differ"
         self.judge.take(cut[0], up_to)
 
     def has_seen_all(self) -> bool | None:
-        """Whether the judge had something to judge, of each kind."""
+        """Return True if the judge has seen grants, writes and ends; otherwise None."""
         self.look()
         return min(self.judge.counts[name] for name in ("grants", "writes", "ends")) > 0 or None
 
     def stop(self) -> Counter[str]:
-        """Ends the clients, and judges the rest; what happened to the clients."""
+        """End the clients, and judge the rest of the log; return the clients' counts."""
         self.ended.set()
         for client in self.clients:
             client.join()
@@ -178,7 +178,7 @@ class LockService:
 
 
 def report(cluster: Cluster, judge: Judge, happened: Counter[str]) -> str:
-    """In one line, after the judge found nothing."""
+    """Return the counts in one line; the judge has found nothing wrong."""
     counts = judge.counts
     return (
         f"{cluster.kills} kills, {counts['grants']} grants, {counts['writes']} writes, {counts['ends']} ends, "

@@ -1,4 +1,4 @@
-"""A holder of the lock in ``examples/recipes``: what it does, and what it believes by its own clock."""
+"""A holder of the lock in ``examples/recipes``, which believes its own clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DATA = b"disk/data"  # what is written under the lock
 
 
 class Holder(ABC):
-    """Counts what its attempts come to; ``until`` is when, as it believes, the lock ends that it holds, or 0."""
+    """Counts the outcomes of its attempts. ``until`` is when it believes that its lease ends; 0 without a lease."""
 
     lock: Any
     counts: Counter[str]
@@ -24,7 +24,7 @@ class Holder(ABC):
     @property
     @abstractmethod
     def now(self) -> int:
-        """Its own clock, in milliseconds."""
+        """The time of its own clock, in milliseconds."""
 
     def acquire(self, *, again: bool) -> None:
         acquired = self.lock.acquire(self.lease, now=self.now, again=again)

@@ -1,8 +1,8 @@
-"""A ``RaftLog`` that does the same thing over and over, each time with another of its calls struck. Run under the shim.
+"""A program that repeats calls of a ``RaftLog``, each time with a fault at another system call or allocation.
 
-``log_at_each_call.py FAULT`` takes each scene, and for every n a forked child in a fresh copy of what the scene starts
-from: there the n-th system call on files kills the process, or fails, or the n-th allocation does. A child that was not
-killed judges itself; the parent judges what is left on disk. Prints counts and violations as JSON.
+Run it under the shim: ``log_at_each_call.py FAULT`` takes each scene and, for every n, forks a child in a fresh copy of
+the scene's start. There the n-th system call on files kills the process or fails, or the n-th allocation fails. A child
+that was not killed checks itself; the parent checks the files that are left. Prints counts and violations as JSON.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from support.inside import inside
 from support.list_log import ListLog, LogState, Step, do, state_of
 
 HANGS_AFTER = 20
-MOST = 1000  # tries of a scene
-DENSE = 80  # allocations, each of which fails once; there are hundreds after them
-QUIET = 10  # allocations in a row whose failure nobody has met: there are no more
+MOST = 1000  # trials of a scene
+DENSE = 80  # allocations that fail one by one; of the hundreds after them only some do
+QUIET = 10  # trials in a row without an error, after which the scene is done
 CODES = (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.ENOMEM, errno.EDQUOT)
 ACTIONS = {
-    "kill": shim.KILL, "kill after": shim.KILL_BEHIND, "fail": shim.FAIL, "fail, done": shim.FAIL_DONE,
+    "kill": shim.KILL, "kill after": shim.KILL_AFTER, "fail": shim.FAIL, "fail, done": shim.FAIL_DONE,
     "malloc": shim.FAIL_ALLOCATION, "nomemory": 0,
 }  # fmt: skip
 
-# Without memory the interpreter has its own ways to say so: at locks and at conversions, for instance.
+# The interpreter reports a lack of memory in other ways, too: for locks and conversions, for instance.
 EXPECTED = (StorageError, MemoryError), (StorageError, MemoryError, RuntimeError, SystemError, TypeError)
 
 returned = mmap.mmap(-1, mmap.PAGESIZE)  # shared with the children: how many steps of the scene have returned
@@ -61,7 +61,10 @@ TEMPLATE = (Step("save_hard_state", (2, b"me")), *(entries(index, index + 3, 2) 
 
 
 class Scene(NamedTuple):
-    """Steps of a log that the template's have made. ``opens``: opening it is struck, too; ``killed``: after a kill."""
+    """Steps on a log that the template's steps made.
+
+    ``opens``: faults hit the opening, too; ``killed``: the log was left by a kill; ``new``: there is no log yet.
+    """
 
     steps: tuple[Step, ...]
     opens: bool = False
@@ -95,7 +98,7 @@ def perform(log: RaftLog | ListLog, step: Step) -> None:
 
 
 def states_of(scene: Scene) -> list[LogState]:
-    """Before the first step, and after each of them, by the model."""
+    """Return the model's states before the first step and after each step."""
     model = ListLog()
     if not scene.new:
         for step in (*TEMPLATE, *(UNSYNCED if scene.killed else ())):
@@ -113,7 +116,7 @@ UNSYNCED = (
 
 
 def prepare(scene: Scene, root: Path) -> None:
-    """What a scene starts from, in ``root/log``; a killed log has a torn tail, too."""
+    """Make the log that a scene starts from in ``root/log``; a killed one also gets a torn tail."""
     if scene.new:
         root.mkdir()
         return
@@ -133,7 +136,7 @@ def prepare(scene: Scene, root: Path) -> None:
 
 
 def allowed(states: list[LogState], done: int) -> list[LogState]:
-    """What a kill may leave once so many steps have returned: that state, the next one, or a prefix of its append."""
+    """Return what a kill may leave after `done` steps: that state, the next, or a prefix of the next append."""
     before, after = states[done], states[min(done + 1, len(states) - 1)]
     found = [before, after]
     if after.entries[: len(before.entries)] == before.entries:
@@ -142,13 +145,13 @@ def allowed(states: list[LogState], done: int) -> list[LogState]:
 
 
 def reopen(directory: Path) -> LogState:
-    """What is there; the same again after another kill, and it goes on. ``durable_index`` is one of the log's."""
+    """Return the log's state; check that it is the same after another kill, and that the log takes new entries."""
     log = RaftLog(directory)
     found = state_of(log)
     assert log.durable_index <= log.last_index
     inside(log).abandon()
     log = RaftLog(directory)
-    assert state_of(log) == found, "opened again, it is another one"
+    assert state_of(log) == found, "a second opening finds another state"
     log.verify()
     log.append([(log.last_index + 1, log.last_term, b"goes on")])
     log.sync()
@@ -158,7 +161,7 @@ def reopen(directory: Path) -> LogState:
 
 
 class Sweep:
-    """A scene under a fault, for every n."""
+    """A scene with a fault, for every n."""
 
     def __init__(self, name: str, fault: str, root: Path) -> None:
         self.name, self.fault = name, fault
@@ -185,7 +188,7 @@ class Sweep:
         return self
 
     def try_it(self, n: int) -> tuple[str, str]:
-        """How it ended, and what was wrong."""
+        """Return how the trial ended, and what was wrong."""
         shutil.rmtree(self.trial, ignore_errors=True)
         shutil.copytree(self.prepared, self.trial)
         returned[0] = 0
@@ -228,7 +231,7 @@ class Sweep:
 
     def act(self, n: int) -> str:
         log = None if self.scene.opens else RaftLog(self.trial / "log")
-        error = ""  # as text: its traceback would hold what is open
+        error = ""  # as text, because a traceback would keep files open
         gc.collect()
         gc.disable()
         self.arm(n)
@@ -250,7 +253,7 @@ class Sweep:
         return outcome
 
     def arm(self, n: int) -> None:
-        if self.fault == "nomemory":  # the interpreter's own, those of the compiled modules' objects among them
+        if self.fault == "nomemory":  # the interpreter's allocations, which include the compiled modules' objects
             _testcapi.set_nomemory(n, n + 1)
         else:
             self.library.arm(ACTIONS[self.fault], n, CODES[n % len(CODES)])
@@ -262,17 +265,17 @@ class Sweep:
         return self.library.disarm()
 
     def judge(self, log: RaftLog | None, error: str) -> None:
-        """An error has changed nothing in memory, but for a poisoned log's votes; then the rest is done."""
+        """Check that an error changed nothing in memory, except a poisoned log's vote; then do the other steps."""
         done = returned[0]
         if log is None:
             gc.collect()
             assert open_files(self.trial) == [], "left open by an opening that failed"
             log = RaftLog(self.trial / "log")
-        if inside(log).is_closed():  # it gives everything back also when its last sync fails
+        if inside(log).is_closed():  # closing releases everything even if its last sync fails
             returned[0] = len(self.states) - 1
             return
         if self.fault == "nomemory" and state_of(log) != self.states[done]:
-            done = returned[0] = done + 1  # it was done: there was no memory to say so
+            done = returned[0] = done + 1  # the step was done, but there was no memory to return
         assert state_of(log) == self.states[done], f"after {error}: {shown(state_of(log))}"
         assert log.durable_index <= log.last_index
         if inside(log).is_poisoned():
@@ -289,7 +292,7 @@ class Sweep:
             log.close()
 
     def judge_poisoned(self, log: RaftLog, done: int) -> None:
-        """Writes raise; the vote that could not be synced may be there when it is opened again, and nothing else."""
+        """Check that writes raise, and that only the vote that could not be synced may be found by a reopening."""
         with suppress(StorageError):
             log.append([(log.last_index + 1, log.last_term, b"")])
             raise AssertionError("a poisoned log took an entry")

@@ -1,7 +1,7 @@
-"""Inputs for decoders: drawn from a stream of decisions, which is `random`'s, or the bytes of a coverage-guided fuzzer.
+"""Inputs for decoders, drawn from a stream of decisions: `random`'s, or the bytes of a coverage-guided fuzzer.
 
-What is drawn is a structure with a few lies in it. Or a file that is known already, with a few of its bytes changed;
-whoever wants it sealed computes its checksums afterwards.
+An input is a structure with a few false fields, or a known file with a few changed bytes. Checksums, if they should be
+correct, are computed by the caller afterwards.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# What overflows, wraps, is a limit or a mark somewhere in the formats.
+# Numbers that overflow, wrap, or are a limit or a mark somewhere in the formats.
 NUMBERS = (
     0, 1, 2, 7, 8, 9, 15, 16, 23, 24, 95, 96, 97, 0xFFFF, 0x10000, 2**31 - 1, 2**31, 2**32 - 9, 2**32 - 1, 2**32,
     2**36, 2**39 - 8, 2**39, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 2, 2**64 - 1,
@@ -21,7 +21,7 @@ NUMBERS = (
 
 
 class Stream(random.Random):
-    """Decisions that bytes make; when there are no more, all are 0."""
+    """A stream of decisions made by bytes; after the last byte all decisions are 0."""
 
     def __new__(cls, _data: bytes) -> Stream:
         return super().__new__(cls)
@@ -42,19 +42,19 @@ class Stream(random.Random):
 
 
 def lie(dice: random.Random, number: int, limit: int = 2**64) -> int:
-    """Another number in its place, as a liar would choose it."""
+    """Return a false number in place of a number: close to it, or a special one."""
     if dice.random() < 0.5:
         return (number + dice.choice((-24, -16, -8, -2, -1, 1, 2, 8, 16, 24))) % limit
     return dice.choice(NUMBERS) % limit
 
 
 def sometimes(dice: random.Random, chance: float, number: int, limit: int = 2**64) -> int:
-    """A number, or with some chance a lie."""
+    """Return a number or, with some chance, a false one."""
     return lie(dice, number, limit) if dice.random() < chance else number
 
 
 def shuffle_some(dice: random.Random, items: list[T], make: Callable[[], T]) -> None:
-    """Drops, repeats, exchanges or adds one of some parts."""
+    """Drop, repeat or add a part, or exchange two."""
     if not items:
         items.append(make())
         return
@@ -71,7 +71,7 @@ def shuffle_some(dice: random.Random, items: list[T], make: Callable[[], T]) -> 
 
 
 def change_bytes(dice: random.Random, data: bytes, others: Sequence[bytes] = (b"",)) -> bytes:
-    """A few changes of any bytes: flips, numbers, pieces moved, removed, repeated or from another input."""
+    """Make a few changes: flipped bits, other numbers, pieces removed, repeated or copied from another input."""
     changed = bytearray(data)
     for _ in range(dice.choice((1, 1, 1, 2, 3, 6))):
         way = dice.randrange(7)
@@ -99,6 +99,6 @@ def change_bytes(dice: random.Random, data: bytes, others: Sequence[bytes] = (b"
 
 
 def pieces_of(dice: random.Random, data: Any) -> list[tuple[int, Any]]:
-    """The bytes cut into some pieces, each with its offset."""
+    """Cut the bytes into some pieces; return each with its offset."""
     cuts = sorted({0, len(data), *(dice.randrange(len(data) + 1) for _ in range(dice.randrange(5)))})
     return [(start, data[start:stop]) for start, stop in pairwise(cuts)]

@@ -1,4 +1,4 @@
-"""A PySyncObj node that a test ticks itself."""
+"""PySyncObj nodes that a test ticks itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MakeNode = Callable[..., Any]
 
 @contextmanager
 def nodes_at(tmp_path: Path) -> Iterator[MakeNode]:
-    """Makes nodes of a cluster of one each, which the test ticks itself; they end with the block."""
+    """Provide a function that makes nodes, by default clusters of one, that the test ticks; end them afterwards."""
     nodes: list[ReplicatedStateMachine] = []
 
     def make(
@@ -45,23 +45,23 @@ def nodes_at(tmp_path: Path) -> Iterator[MakeNode]:
 
 
 def ticks(node: ReplicatedStateMachine, condition: Callable[[], object]) -> None:
-    """Ticks until the condition holds."""
+    """Tick a node until the condition holds."""
     for _ in range(5000):
         if condition():
             return
         node.doTick(0.002)
-    raise AssertionError(f"it never came to that: {node.failure!r}")
+    raise AssertionError(f"the condition never held: {node.failure!r}")
 
 
 class Answers(list[Any]):
-    """Callbacks' arguments."""
+    """A callback that collects its arguments."""
 
     def __call__(self, result: Any, reason: Any) -> None:
         self.append((result, reason))
 
 
 def answer(node: ReplicatedStateMachine, call: Callable[..., object], *arguments: Any) -> Any:
-    """What the callback of a call is given."""
+    """Make a call, and return the arguments that its callback is given."""
     answers = Answers()
     call(*arguments, callback=answers)
     ticks(node, lambda: answers)
@@ -69,7 +69,7 @@ def answer(node: ReplicatedStateMachine, call: Callable[..., object], *arguments
 
 
 def threading_call(call: Callable[[], object]) -> None:
-    """Calls in another thread; raises what it raised."""
+    """Call a function in another thread, and raise the error that it raised there."""
     errors: list[BaseException] = []
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""A program, run under the shim: the n-th allocation of the compiled modules fails during each kind of ordered read."""
+"""A program to run under the shim: the n-th allocation of the compiled modules fails in each kind of ordered read."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from support.inside import inside
 
 DICE = random.Random(11)
 KEYS = [DICE.randbytes(8) for _ in range(6_000)]
-ENOUGH = 2  # reads that met no failure in a row, before a kind is through
+ENOUGH = 2  # reads in a row without a failed allocation, after which a kind is done
 
 
 def put_all(machine: FastStateMachine, keys: list[bytes]) -> None:
-    """Puts keys in one entry."""
+    """Put keys in one entry."""
     machine.apply([(machine.last_applied().index + 1, 1, fastsm.put_many(keys, [b"v"] * len(keys)))])
 
 
 def delete_all(machine: FastStateMachine, keys: list[bytes]) -> None:
-    """Deletes keys in one entry."""
+    """Delete keys in one entry."""
     machine.apply([(machine.last_applied().index + 1, 1, fastsm.batch([fastsm.delete(key) for key in keys]))])
 
 
 class Trial:
-    """A machine in which the order is in some state, and a read of it."""
+    """A machine with the order in some state, and an ordered read."""
 
     def __init__(self, root: str, name: str) -> None:
         self.machine = FastStateMachine(Path(root) / name, auto_compact=False)
@@ -40,7 +40,7 @@ class Trial:
         put_all(self.machine, KEYS[:3000])
 
     def prepare(self) -> None:
-        """Brings the order into the state in which the read begins."""
+        """Bring the order into the state in which the read begins."""
         order = inside(self.machine).order()
         if self.name == "build":
             if order is not None:
@@ -57,14 +57,14 @@ class Trial:
             delete_all(self.machine, some)
 
     def read(self) -> None:
-        """Reads everything in order, and compares."""
+        """Read everything in order, and compare."""
         expected = sorted(self.keys)
         if self.name == "iterator":
             pairs = self.machine.ordered()
             first = next(pairs)
             some = DICE.sample(expected, 50)
             for key in some:
-                put_all(self.machine, [key])  # the iterator's moment is noted; apply must not fail for its sake
+                put_all(self.machine, [key])  # apply must not fail if it cannot record what the iterator needs
             assert [first[0], *(key for key, _ in pairs)] == expected, self.name
         elif self.name == "reverse":
             assert [key for key, _ in self.machine.scan(reverse=True).entries] == expected[::-1], self.name
@@ -73,7 +73,7 @@ class Trial:
             assert self.machine.count(expected[10], expected[-10]) == len(expected) - 20, self.name
 
     def run(self, library: shim.Shim) -> dict[str, int]:
-        """Lets each allocation fail in turn, and reads again without a failure."""
+        """Let each allocation fail in turn, and read again without a failure."""
         found = {"MemoryError": 0, "right": 0}
         quiet, n = 0, 1
         while quiet < ENOUGH:

@@ -1,4 +1,4 @@
-"""Another task of an event loop, which shows whether what is tested lets others run."""
+"""Another task of the event loop, which shows whether the tested code lets other tasks run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 @asynccontextmanager
 async def counting(turns: list[int]) -> AsyncIterator[None]:
-    """Counts in `turns[0]` how often another task runs."""
+    """Count in `turns[0]` how often another task runs during the block."""
 
     async def count() -> None:
         while True:

@@ -1,4 +1,4 @@
-"""What a test needs of the machine: where it is not to be had the test is skipped, and says why."""
+"""Things that a test needs from the machine; if one is missing, the test is skipped with the reason."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pytest
 
 
 def cannot(reason: str) -> NoReturn:
-    """Skips; where CI runs as root nothing may be missing, and it fails instead."""
+    """Skip the test, or fail it where CI runs as root: there nothing may be missing."""
     if os.environ.get("CI") == "true" and os.geteuid() == 0:
         pytest.fail(f"{reason}, where everything should be there")
     pytest.skip(reason)
 
 
 def run(*command: str | Path) -> None:
-    """Runs a tool of the system; what it says is the error."""
+    """Run a system tool; raise ``OSError`` with its error output if it fails."""
     ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     if ended.returncode:
         raise OSError(f"{' '.join(map(str, command))}: {ended.stderr.strip()}")
@@ -29,7 +29,7 @@ def run(*command: str | Path) -> None:
 
 @contextmanager
 def mounted(path: Path, *options: str | Path) -> Iterator[Path]:
-    """Something mounted at a path, for the block; where that is not permitted, the test is skipped."""
+    """Mount something at a path for the block; skip the test if that is not permitted."""
     path.mkdir(exist_ok=True)
     try:
         run("mount", *options, path)
@@ -38,12 +38,12 @@ def mounted(path: Path, *options: str | Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        run("umount", "--lazy", path)  # a test that failed may have left something open
+        run("umount", "--lazy", path)  # lazily, because a failed test may have left files open
 
 
 @contextmanager
 def tmpfs(path: Path, size: int) -> Iterator[Path]:
-    """A file system in memory, of so many bytes."""
+    """Mount a file system in memory, of `size` bytes."""
     if os.geteuid() != 0:
         cannot("only root mounts file systems")
     with mounted(path, "-t", "tmpfs", "-o", f"size={size},mode=0700", "none") as mount:
@@ -52,7 +52,7 @@ def tmpfs(path: Path, size: int) -> Iterator[Path]:
 
 @contextmanager
 def ext4(path: Path, image: Path, size: int | None = None) -> Iterator[Path]:
-    """The ext4 of an image, mounted; with a size, one that is made before, its own blocks allocated at once."""
+    """Mount the ext4 file system of an image; with a size, make it first, with its own blocks allocated eagerly."""
     if os.geteuid() != 0:
         cannot("only root mounts file systems")
     if shutil.which("mkfs.ext4") is None:

@@ -1,4 +1,4 @@
-"""Disks with one of the classic mistakes in front of them, for the simulator of power losses to find."""
+"""Disks that simulate code with a classic mistake, which the simulator of power losses must find."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from support.power import Platter
 
 
 class NoSyncBeforeRename(Platter):
-    """What is renamed into place was not synced."""
+    """A file is renamed into place without a sync."""
 
     def sync(self, fd: int) -> None:
         written = {self._inode_of(name) for name in self.names if name.startswith("CURRENT") and name != "CURRENT"}
@@ -22,7 +22,7 @@ class NoSyncBeforeRename(Platter):
 
 
 class DurableUpToTheEnd(Platter):
-    """The sync began before the last frame was written, yet the log counts as durable up to its end."""
+    """A sync that began before the last frame was written counts for the whole log."""
 
     def sync(self, fd: int) -> None:
         file = self._watch(fd)
@@ -41,7 +41,7 @@ class TailNotCut(Platter):
 
 
 class CutNotSynced(Platter):
-    """Recovery cuts the torn tail, but does not wait until the disk knows."""
+    """Recovery cuts the torn tail, but does not sync the cut."""
 
     cut = -1
 
@@ -60,7 +60,7 @@ class CutNotSynced(Platter):
 
 
 class NotWrittenAgain(Platter):
-    """The first flush after an unclean end trusts the cache: what is there is not written again."""
+    """The first flush after an unclean end trusts the cache: it does not rewrite bytes that are there already."""
 
     def write(self, fd: int, data: Any, offset: int) -> None:
         content = bytes(data)
@@ -69,7 +69,7 @@ class NotWrittenAgain(Platter):
 
 
 class ErrorSwallowed(Platter):
-    """A sync that fails counts."""
+    """A sync that fails counts as a success."""
 
     def sync(self, fd: int) -> None:
         with contextlib.suppress(OSError):
@@ -77,7 +77,7 @@ class ErrorSwallowed(Platter):
 
 
 class SyncedOnceMore(Platter):
-    """A sync that fails is tried again, and counts when that succeeds."""
+    """A sync that fails is retried, and counts if the retry succeeds."""
 
     def sync(self, fd: int) -> None:
         try:

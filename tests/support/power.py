@@ -1,13 +1,13 @@
-"""A disk that loses power: what of a directory is sure to be kept, and any state that it may be left in.
+"""A disk that loses power: which parts of a directory survive for certain, and which states may be left.
 
-A `Platter` stands behind the seam to the system (``FastStateMachine(..., _files=platter.files)``): under the first
-directory that is opened and those in it, each as if it were on a disk of its own. Names are synced directory by
-directory, and what is lost in one says nothing of another. The files are real; the platter knows what of each was
-synced, and which names were. Before and after every call that changes something it takes a `Point`, from which crash
-states are drawn: page by page old or new, torn within a page, with any size and any of the names that were not synced.
+A `Platter` implements the seam to the system (``FastStateMachine(..., _files=platter.files)``) for the first directory
+that is opened and those in it. Names are synced directory by directory, and losses in one directory are independent of
+losses in another. The files are real; the platter records which content and which names were synced. Before and after
+every call that changes something it takes a `Point`, from which crash states are drawn: pages are old or new, or torn;
+sizes and names that were not synced may be old or new.
 
-What the model assumes of a disk: what a successful sync covered stays; sectors of 512 bytes are not torn; a rename
-happens or not. It assumes no order among anything that was not synced.
+The model assumes that a disk keeps what a successful sync covered, that sectors of 512 bytes are not torn, and that a
+rename happens or does not. It assumes no order among changes that were not synced.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SECTOR = 512
 
 
 class Image(NamedTuple):
-    """The content of a file at one moment; the zeros at its end are left out."""
+    """The content of a file at one moment, without the zeros at its end."""
 
     content: bytes
     size: int
@@ -46,7 +46,7 @@ NOTHING = Image(b"", 0)
 
 
 def read_image(fd: int) -> Image:
-    """What a file holds now, stores through its mappings included."""
+    """Read what a file holds now, including stores through its mappings."""
     size = os.fstat(fd).st_size
     content = os.pread(fd, size, 0)
     words = np.flatnonzero(np.frombuffer(content, np.uint64, size // 8))
@@ -57,19 +57,19 @@ def read_image(fd: int) -> Image:
 
 
 class File:
-    """One file, whatever names it has: what the disk is sure to hold, and what it may hold as well."""
+    """One file, under any names: the content that the disk certainly holds, and contents that it may hold."""
 
     def __init__(self, fd: int, kept: Image = NOTHING) -> None:
         self.fd = fd
         self.kept = kept
-        self.versions: list[Image] = []  # seen since the last sync: the system may have written any page of any
-        # Pages as a failed sync left them: clean in the cache, never on the disk, until they are written again.
+        self.versions: list[Image] = []  # seen since the last sync; any page of any version may be on the disk
+        # Pages that a failed sync left clean in the cache: not on the disk until they are written again.
         self.lost: dict[int, bytes] = {}
         self.live = kept
         self.syncs = 0
 
     def look(self) -> Image:
-        """Notes what the file holds now."""
+        """Record what the file holds now."""
         if self.fd >= 0:
             live = read_image(self.fd)
             if live != self.live:
@@ -78,7 +78,7 @@ class File:
         return self.live
 
     def keep(self, image: Image) -> None:
-        """A sync has covered the image: all of it but what an earlier, failed sync had called clean."""
+        """Record that a sync covered the image, except for pages that an earlier, failed sync marked clean."""
         still_lost = {n: page for n, page in self.lost.items() if n < image.pages and image.page(n) == page}
         content = bytearray(image.content)
         for number in still_lost:
@@ -89,14 +89,14 @@ class File:
         self.versions = [image] if self.live != image or still_lost else []
 
     def lose(self) -> None:
-        """A sync has failed: what was to be written is called clean. (Pages after a truncation are nobody's.)"""
+        """Record that a sync failed: dirty pages are marked clean. (Pages cut by a truncation do not matter.)"""
         live = self.look()
         for number in range(live.pages):
             if live.page(number) != self.kept.page(number):
                 self.lost[number] = live.page(number)
 
     def written(self, offset: int, size: int) -> None:
-        """Written pages are part of the next sync, also where the bytes are the same as before."""
+        """Record that pages were written: they are part of the next sync, even if their bytes are unchanged."""
         for number in range(offset // PAGE, -(-(offset + size) // PAGE)):
             self.lost.pop(number, None)
 
@@ -105,7 +105,7 @@ class File:
 
 
 class Choice(NamedTuple):
-    """A drawn file. A hole is a page that was lost in front of one that was kept."""
+    """A drawn file. A hole is a lost page before a kept one."""
 
     image: Image
     hole: bool = False
@@ -113,7 +113,7 @@ class Choice(NamedTuple):
 
 
 class FileState:
-    """A file at a `Point`: what is on the disk for sure, and all that it held since."""
+    """A file at a `Point`: the content that is certainly on the disk, and all contents since."""
 
     def __init__(self, kept: Image, versions: tuple[Image, ...], lost: dict[int, bytes]) -> None:
         self.kept = kept
@@ -126,14 +126,14 @@ class FileState:
 
     @cached_property
     def changed(self) -> list[int]:
-        """The pages that are not sure."""
+        """The pages that a power loss may or may not keep."""
         images = {id(image): image for image in self.versions}.values()
         pages = max(image.pages for image in (self.kept, *images))
         return [n for n in range(pages) if any(image.page(n) != self.kept.page(n) for image in images)]
 
     @cached_property
     def sizes(self) -> list[int]:
-        """The sizes that it had, and page ends between the least and the greatest."""
+        """The sizes that the file had, and page ends between the least and the greatest."""
         had = {self.kept.size, *(image.size for image in self.versions)}
         least, greatest = min(had), max(had)
         used = max(len(image.content) for image in (self.kept, *self.versions))
@@ -141,7 +141,7 @@ class FileState:
         return sorted(had | set(range(-(-least // PAGE) * PAGE, stop, PAGE)) - {0} | {least})
 
     def draw(self, rng: random.Random) -> Choice:
-        """One state that a power loss may leave of it."""
+        """Draw a state that a power loss may leave of the file."""
         size = rng.choice((self.live.size, self.live.size, self.live.size, self.kept.size, rng.choice(self.sizes)))
         if not self.changed:
             return Choice(Image(self.kept.content[:size], size))
@@ -167,14 +167,14 @@ class FileState:
     def _draw_pages(self, rng: random.Random) -> dict[int, bytes]:
         dice = rng.random()
         new = {number: self.live.page(number) for number in self.changed}
-        if dice < 0.05:  # all that was not synced is gone
+        if dice < 0.05:  # everything that was not synced is lost
             new = {number: self.kept.page(number) for number in self.changed}
-        elif dice < 0.1:  # nothing is
+        elif dice < 0.1:  # nothing is lost
             pass
-        elif dice < 0.3:  # one page is
+        elif dice < 0.3:  # one page is lost
             number = rng.choice(self.changed)
             new[number] = self.kept.page(number)
-        elif dice < 0.4:  # only one page is not
+        elif dice < 0.4:  # only one page is kept
             number = rng.choice(self.changed)
             new = {n: self.live.page(n) if n == number else self.kept.page(n) for n in self.changed}
         elif dice < 0.55:  # written in order
@@ -201,12 +201,12 @@ class FileState:
 
 
 def folder_of(name: str) -> str:
-    """Of a file's name: the part that is its directory's, empty or with a slash at its end."""
+    """Return the directory part of a file's name, with a slash at its end; empty if there is none."""
     return name[: name.rfind("/") + 1]
 
 
 class Change(NamedTuple):
-    """A change of names that was not synced: `name` is another file's (or nobody's), `removed` is nobody's."""
+    """A change of names that was not synced: `name` now belongs to `file`, and `removed` no longer exists."""
 
     name: str | None
     file: int | None
@@ -229,10 +229,10 @@ class Drawn(NamedTuple):
     files: dict[str, Image]
     hole: bool
     torn: bool
-    renamed: bool  # some change of names that had not been synced was lost
+    renamed: bool  # some unsynced change of names was lost
 
     def build(self, path: Path, *, holes: bool = True) -> None:
-        """Makes the directory; `holes`: zeros after the content take no blocks."""
+        """Make the directory; with `holes`, zeros after the content take no blocks."""
         path.mkdir(exist_ok=True)
         for found in path.rglob("*"):
             if found.is_file() and str(found.relative_to(path)) not in self.files and found.name != LOCK:
@@ -257,11 +257,11 @@ class Point:
 
     @property
     def unsure(self) -> int:
-        """How many pages and names are not sure."""
+        """The number of pages and names that a power loss may or may not keep."""
         return sum(len(state.changed) for state in self.states.values()) + len(self.changes)
 
     def draw(self, rng: random.Random) -> Drawn:
-        """One state that a power loss may leave."""
+        """Draw a state that a power loss may leave."""
         names = dict(self.kept_names)
         dice = {"": rng.random()}
         renamed = False
@@ -280,12 +280,12 @@ class Point:
         )
 
     def killed(self) -> Drawn:
-        """What the next process finds when this one is killed: all that was written."""
+        """Return what the next process finds if this one is killed: everything that was written."""
         return Drawn({name: self.states[number].live for name, number in self.names.items()}, False, False, False)
 
 
 class Platter:
-    """Behind one directory: knows what is on the disk. `note` is called before and after every change.
+    """The disk under one directory: knows what survives. `note` is called before and after every change.
 
     Planted faults are subclasses.
     """
@@ -304,16 +304,16 @@ class Platter:
         self._root: str | None = None
 
     def folder(self, path: str) -> str:
-        """The directory at a path, as names of files have it."""
+        """Return the prefix that names of files have for the directory at a path."""
         if self._root is None:
             self._root = path
         return "" if path == self._root else os.path.relpath(path, self._root) + "/"
 
     def take_over(self, path: Path, drawn: Drawn, before: Point | None = None) -> None:
-        """Goes on with a directory built from `drawn`.
+        """Continue with a directory that was built from `drawn`.
 
-        After a power loss all that is there is on the disk. After a kill, at the point `before`, it is on
-        the disk as far as it was then.
+        After a power loss everything that is there is on the disk. After a kill, at the point `before`, only what was
+        on the disk at that point is.
         """
         numbers = before.names if before else dict(zip(drawn.files, range(len(drawn.files)), strict=True))
         for name, number in numbers.items():
@@ -333,7 +333,7 @@ class Platter:
             file.look()
 
     def close(self) -> None:
-        """Gives the descriptors back."""
+        """Close the descriptors."""
         for file in self.watched.values():
             if file.fd >= 0:
                 os.close(file.fd)
@@ -360,7 +360,7 @@ class Platter:
         self.changes.append(change)
 
     def fail_next(self) -> None:
-        """The next sync of a file fails."""
+        """Let the next sync of a file fail."""
         self.failing = True
 
     def sync(self, fd: int) -> None:
@@ -374,7 +374,7 @@ class Platter:
         if self.during_sync:
             meanwhile, self.during_sync = self.during_sync, None
             meanwhile()
-        if file.syncs == syncs:  # else a sync that began later has ended already
+        if file.syncs == syncs:  # otherwise a sync that began later has ended already
             file.keep(covered)
 
     def sync_directory(self, folder: str = "") -> None:
@@ -437,7 +437,7 @@ def _files_of(platter: Platter, stores: bool | None) -> type[Directory]:
     def noted(method: str) -> Callable[..., None]:
         def call(self: Directory, *arguments: Any) -> None:
             platter.note(f"before {method}")
-            getattr(platter, method)(int(arguments[0]), *arguments[1:])  # an open file comes first
+            getattr(platter, method)(int(arguments[0]), *arguments[1:])  # the first argument is an open file
             platter.note(f"after {method}")
 
         return call
@@ -448,7 +448,7 @@ def _files_of(platter: Platter, stores: bool | None) -> type[Directory]:
 
 
 class QuietDirectory(Directory):
-    """For looking at drawn states: nothing needs to be durable there."""
+    """A directory for reading drawn states, where nothing needs to be durable."""
 
     sync = staticmethod(lambda fd: None)
 
@@ -473,7 +473,7 @@ class NoDirectorySync(Platter):
 
 
 class NoSync(Platter):
-    """A sync does nothing and counts."""
+    """A sync does nothing, and counts as a success."""
 
     def sync(self, fd: int) -> None:
         pass

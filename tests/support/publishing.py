@@ -1,4 +1,4 @@
-"""The publication by the page of formats alone: read, and written store by store, with and without mistakes."""
+"""The publication, from docs/format.md alone: reading it, and writing it store by store, with and without mistakes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FIELDS = ("number", "incarnation", "identity", "end", "applied index", "applied 
 
 
 class Moment(NamedTuple):
-    """What there is to publish."""
+    """The values to publish."""
 
     identity: int
     end: int
@@ -23,7 +23,7 @@ class Moment(NamedTuple):
 
 
 def take_all_news(reader: Any) -> None:
-    """What a reader would do at news that does not look at the identity of the log that is published."""
+    """Take news as a reader would that did not check the identity of the published log."""
     publication = reader._lookout.publication
     seen = None if publication is None else publication.read()
     if seen is not None and seen.end > reader._taken_up_to():
@@ -31,12 +31,12 @@ def take_all_news(reader: Any) -> None:
 
 
 def checksum_of(slot: Any) -> int:
-    """A slot's checksum."""
+    """Return a slot's checksum."""
     return mixed(slot[:7])
 
 
 def mixed(fields: Any) -> int:
-    """The checksum of fields."""
+    """Return the checksum of fields."""
     mix = 0x2545F4914F6CDD1D
     for field in fields:
         mix ^= int(field)
@@ -46,7 +46,7 @@ def mixed(fields: Any) -> int:
 
 
 def read_page(content: bytes) -> list[dict[str, int]]:
-    """The whole slots of a file."""
+    """Return the slots of a file that are whole."""
     assert len(content) == 4096
     assert content[:16] == b"FASTSM-P" + bytes(8)
     assert not any(content[16:64])
@@ -60,13 +60,13 @@ def read_page(content: bytes) -> list[dict[str, int]]:
 
 
 def read_step(content: bytes) -> tuple[int, ...] | None:
-    """The step that was announced last: the log that is left, the next one, the incarnation there; None: not whole."""
+    """Return the last announced step (old log, next log, its incarnation), or None if its checksum is wrong."""
     *step, checksum = np.frombuffer(content, np.uint64, 4, 192).tolist()
     return tuple(step) if checksum == mixed(step) else None
 
 
 class ByHand:
-    """An owner's side that can stop after each store, and can be given one of the classic mistakes."""
+    """The owner's side, which can stop after each store, and can have a classic mistake."""
 
     def __init__(self, path: Path, mistake: str = "") -> None:
         self.page = np.memmap(path / published.NAME, np.uint64, "r+", 64, (2, 8))
@@ -75,13 +75,13 @@ class ByHand:
         self.log = path / "log-1"
 
     def publish(self, moment: Moment, incarnation: int | None = None) -> None:
-        """All stores of one publication."""
+        """Make all stores of one publication."""
         self.incarnation = incarnation or self.incarnation
         for _ in self.stores(moment):
             pass
 
     def stores(self, moment: Moment) -> Iterator[bool]:
-        """Stores one publication; gives after each store whether it counts by now."""
+        """Make the stores of one publication; yield after each one whether the publication is complete."""
         step = 2 if self.mistake == "one slot" else 1
         number = int(self.page[:, 0].max()) + step
         fields = [number, self.incarnation, moment.identity, moment.end, moment.index, moment.term, 0, 0]
@@ -90,7 +90,7 @@ class ByHand:
         order = (1, 2, 3, 4, 5, 6, 7, 0)
         if self.mistake == "number first":
             order = (0, 1, 2, 3, 4, 5, 6, 7)
-        if self.mistake == "no checksum":  # of the fields that are there: it is made good after each store
+        if self.mistake == "no checksum":  # a checksum that is recomputed after each store protects nothing
             order = (0, 1, 2, 3, 4, 5, 6, 7)
         if self.mistake == "before the frame is whole":
             yield from self.early(slot, fields, order, moment)
@@ -102,7 +102,7 @@ class ByHand:
             yield at == order[-1]
 
     def early(self, slot: Any, fields: list[int], order: tuple[int, ...], moment: Moment) -> Iterator[bool]:
-        """The last bytes of the frame come after its publication."""
+        """Publish a frame before its last bytes are written."""
         with open(self.log, "r+b") as log:
             log.seek(moment.end - 16)
             last = log.read(16)

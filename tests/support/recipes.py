@@ -1,4 +1,4 @@
-"""The recipes of ``examples/recipes``, which are no package."""
+"""An importer for the recipes of ``examples/recipes``, which is not a package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RECIPES = Path(__file__).resolve().parent.parent.parent / "examples" / "recipes"
 
 
 def recipe(name: str) -> ModuleType:
-    """The module of a recipe, made once, under a name that other modules find."""
+    """Return the module of a recipe; it is imported once, under a name in ``sys.modules``."""
     full = f"recipe_{name}"
     if full not in sys.modules:
         spec = importlib.util.spec_from_file_location(full, RECIPES / f"{name}.py")

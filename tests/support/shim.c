@@ -1,5 +1,5 @@
-/* Between a process and its C library, by LD_PRELOAD: at the n-th system call on files or maps it kills the process,
-   or lets the call fail; or it lets the n-th allocation of a fastsm module fail. Until it is armed it does nothing. */
+/* A library between a process and its C library, by LD_PRELOAD. At the n-th system call on files or maps it kills
+   the process or lets the call fail; or the n-th allocation of a fastsm module fails. Until armed it does nothing. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -14,15 +14,15 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-/* KILL: before the call; KILL_BEHIND: when it is done, a write half; FAIL_DONE: done, and yet an error. */
-enum action { NOTHING, KILL, KILL_BEHIND, FAIL, FAIL_DONE, FAIL_ALLOCATION };
+/* KILL: before the call; KILL_AFTER: after it, or after half of a write; FAIL_DONE: an error, but the call is done. */
+enum action { NOTHING, KILL, KILL_AFTER, FAIL, FAIL_DONE, FAIL_ALLOCATION };
 
 static volatile int armed = NOTHING;
 static long remaining, seen;
 static int failure;
 static char struck[32];
 
-/* Lets the n-th call from now on meet the action; fails with `code`. */
+/* Arms the action for the n-th call from now on; `code` is the errno of failures. */
 void shim_arm(int action, long n, int code)
 {
     armed = NOTHING;
@@ -33,7 +33,7 @@ void shim_arm(int action, long n, int code)
     armed = action;
 }
 
-/* Ends it; the call that was struck, or nothing. */
+/* Disarms; returns the name of the call that met the action, or "". */
 const char *shim_disarm(void)
 {
     armed = NOTHING;
@@ -61,7 +61,7 @@ static int is_due(const char *name)
 
 static void *next_of(const char *name) { return dlsym(RTLD_NEXT, name); }
 
-/* A call that fails: undone, or done (as far as `done` goes) all the same. FAILED is what the call returns then. */
+/* A call that can fail, either not done or done (as far as `done` goes). FAILED is its return value then. */
 #define WATCHED(type, name, parameters, arguments, FAILED) WATCHED_HALF(type, name, parameters, arguments, arguments, FAILED)
 #define WATCHED_HALF(type, name, parameters, arguments, done, FAILED)                                                  \
     type name parameters                                                                                               \
@@ -72,7 +72,7 @@ static void *next_of(const char *name) { return dlsym(RTLD_NEXT, name); }
         if (is_due(#name)) {                                                                                           \
             if (armed != FAIL)                                                                                         \
                 next done;                                                                                             \
-            if (armed == KILL_BEHIND)                                                                                  \
+            if (armed == KILL_AFTER)                                                                                   \
                 die();                                                                                                 \
             errno = failure;                                                                                           \
             return FAILED;                                                                                             \
@@ -80,7 +80,7 @@ static void *next_of(const char *name) { return dlsym(RTLD_NEXT, name); }
         return next arguments;                                                                                         \
     }
 
-/* Calls that give something back do so even when they say that they failed, as on Linux. */
+/* Calls that release something do so even if they fail, as on Linux. */
 #define GIVES_BACK(name, parameters, arguments)                                                                        \
     int name parameters                                                                                                \
     {                                                                                                                  \
@@ -89,7 +89,7 @@ static void *next_of(const char *name) { return dlsym(RTLD_NEXT, name); }
             next = (__typeof__(next))next_of(#name);                                                                   \
         int due = is_due(#name);                                                                                       \
         int result = next arguments;                                                                                   \
-        if (due && armed == KILL_BEHIND)                                                                               \
+        if (due && armed == KILL_AFTER)                                                                                \
             die();                                                                                                     \
         if (!due)                                                                                                      \
             return result;                                                                                             \
@@ -112,7 +112,7 @@ static void *next_of(const char *name) { return dlsym(RTLD_NEXT, name); }
         if (!next)                                                                                                     \
             next = (__typeof__(next))next_of(#name);                                                                   \
         if (is_due(#name)) {                                                                                           \
-            if (armed == KILL_BEHIND) {                                                                                \
+            if (armed == KILL_AFTER) {                                                                                \
                 next(argument path, flags, mode);                                                                      \
                 die();                                                                                                 \
             }                                                                                                          \
@@ -132,8 +132,8 @@ OPENS(openat64, int directory COMMA, directory COMMA)
 GIVES_BACK(close, (int fd), (fd))
 GIVES_BACK(munmap, (void *address, size_t size), (address, size))
 
-/* Anonymous memory is a matter of fastsm only where one of its modules asks: the interpreter's has another way to fail,
-   and where that is a new thread's first page, no way to tell (CPython then waits for the thread for ever). */
+/* Anonymous maps fail only if a module of fastsm makes them. The interpreter's allocations are tested otherwise, and if
+   a new thread's first page failed, CPython would wait for the thread for ever. */
 #define MAPS(name, offset)                                                                                             \
     void *name(void *address, size_t size, int protection, int flags, int fd, offset at)                               \
     {                                                                                                                  \
@@ -141,7 +141,7 @@ GIVES_BACK(munmap, (void *address, size_t size), (address, size))
         if (!next)                                                                                                     \
             next = (__typeof__(next))next_of(#name);                                                                   \
         if (armed != NOTHING && (fd >= 0 || is_ours(__builtin_return_address(0))) && is_due(#name)) {                  \
-            if (armed == KILL_BEHIND) {                                                                                \
+            if (armed == KILL_AFTER) {                                                                                \
                 next(address, size, protection, flags, fd, at);                                                        \
                 die();                                                                                                 \
             }                                                                                                          \
@@ -156,7 +156,7 @@ static int is_ours(void *caller)
     Dl_info from;
     if (!dladdr(caller, &from) || !from.dli_fname)
         return 0;
-    /* The package or a folder of it, not any folder above: a checkout may be called the same. */
+    /* Only the package or a folder of it: a folder above it, such as a checkout, may have the same name. */
     const char *end = strrchr(from.dli_fname, '/');
     for (int level = 0; end && level < 2; level++) {
         if (end - from.dli_fname >= 7 && strncmp(end - 7, "/fastsm", 7) == 0)
@@ -188,7 +188,7 @@ WATCHED(int, mkdir, (const char *path, mode_t mode), (path, mode), -1)
 WATCHED(int, flock, (int fd, int operation), (fd, operation), -1)
 WATCHED(int, fchmod, (int fd, mode_t mode), (fd, mode), -1)
 
-/* ---- memory: of the modules of fastsm alone, since the interpreter's own has another way to fail ---- */
+/* ---- memory: only of the modules of fastsm; the interpreter's allocations are tested otherwise ---- */
 
 extern void *__libc_malloc(size_t);
 extern void *__libc_calloc(size_t, size_t);

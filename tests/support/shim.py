@@ -1,4 +1,4 @@
-"""The library of shim.c: compiled for the tests, and told from within a process that runs with it."""
+"""The library of shim.c: compiling it, running a program with it, and controlling it from within that program."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import pytest
 from support.permits import cannot
 
 SOURCE = Path(__file__).with_name("shim.c")
-KILL, KILL_BEHIND, FAIL, FAIL_DONE, FAIL_ALLOCATION = range(1, 6)
+KILL, KILL_AFTER, FAIL, FAIL_DONE, FAIL_ALLOCATION = range(1, 6)
 
 
 def compiled(directory: Path) -> Path:
-    """The library, made in a directory; without a compiler the test is skipped."""
+    """Compile the library into a directory; skip the test if there is no compiler."""
     if sys.platform != "linux":
         pytest.skip("the shim is for Linux")
     if os.environ.get("LD_PRELOAD"):
@@ -34,7 +34,7 @@ def compiled(directory: Path) -> Path:
 
 
 def run_with(library: Path, program: Path, *arguments: object) -> dict[str, Any]:
-    """Runs a program under the shim; what it prints as its last line, which is JSON."""
+    """Run a program under the shim; return the JSON in the last line of its output."""
     ended = subprocess.run(
         [sys.executable, program, *map(str, arguments)], env=os.environ | {"LD_PRELOAD": str(library)},
         capture_output=True, text=True, check=False,
@@ -45,7 +45,7 @@ def run_with(library: Path, program: Path, *arguments: object) -> dict[str, Any]
 
 
 class Shim:
-    """From within the process."""
+    """Controls the library from within the process."""
 
     def __init__(self) -> None:
         self._library = ctypes.CDLL(None)
@@ -53,9 +53,9 @@ class Shim:
         self._library.shim_disarm.restype = ctypes.c_char_p
 
     def arm(self, action: int, n: int, code: int = 0) -> None:
-        """The n-th call from now on meets the action."""
+        """Let the action happen at the n-th call from now on."""
         self._library.shim_arm(action, n, code)
 
     def disarm(self) -> str:
-        """Ends it; the call that was struck, or nothing."""
+        """Disarm the library; return the name of the call that met the action, or an empty string."""
         return self._library.shim_disarm().decode()

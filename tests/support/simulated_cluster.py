@@ -1,7 +1,7 @@
-"""A cluster in one process, on disks that lose power and a network and clock that are made up.
+"""A cluster in one process, on disks that lose power, with a simulated network and clock.
 
 Nodes tick in a random order; messages arrive in order on each connection, at random times. Each node's directories
-have platters of their own (`power.py`). A `Moment` is a state of all of them at once, with all that was promised.
+have platters of their own (`power.py`). A `Moment` is a state of all disks at the same time, with all promises so far.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ADDRESSES = ("10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1")
 
 
 class Clock:
-    """PySyncObj's time, which passes when it is told to. The one of ``time.monotonic`` is another: it runs ahead."""
+    """PySyncObj's clock, which a test advances. ``time.monotonic`` returns other values: it is an hour ahead."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -46,7 +46,7 @@ class Clock:
 
 
 class WorkAtOnce:
-    """Stands in for a thread: what it does is done when it is made."""
+    """Stands in for a thread: its work is done as soon as it is created."""
 
     done = True
 
@@ -65,7 +65,7 @@ class WorkAtOnce:
 
 
 class Promises:
-    """What a node has let others know: it must be true after a power loss, too."""
+    """What a node has told others: it must hold after a power loss, too."""
 
     def __init__(self) -> None:
         self.term = 0
@@ -79,7 +79,7 @@ class Promises:
 
 
 class SimulatedTransport(FastTransport):
-    """Sends through a `Network`; holds and releases as the real one does."""
+    """A transport that sends through a `Network`, and holds and releases messages as the real one does."""
 
     network: Network
 
@@ -120,7 +120,7 @@ class SimulatedTransport(FastTransport):
 
 
 class Network:
-    """The links between nodes, and what each node has promised on them."""
+    """The links between nodes, and the promises that each node has sent on them."""
 
     def __init__(self) -> None:
         self.transports: dict[str, SimulatedTransport] = {}
@@ -142,7 +142,7 @@ class Network:
                     promises.entries[index] = term
 
     def deliver(self, rng: random.Random) -> None:
-        """Some of the messages that are on the way."""
+        """Deliver some of the messages in flight."""
         links = [link for link, queued in sorted(self.links.items()) if queued]
         rng.shuffle(links)
         for source, target in links:
@@ -159,7 +159,7 @@ class Network:
 
 
 class Moment:
-    """All disks at once, and what must hold after a power loss of all of them."""
+    """All disks at the same time, and what must hold after all of them lose power."""
 
     def __init__(self, cluster: SimulatedCluster, where: str) -> None:
         self.where = where
@@ -171,7 +171,7 @@ class Moment:
         self.acknowledged = dict(cluster.acknowledged)
 
     def build(self, root: Path, rng: random.Random, lost: tuple[str, ...] = ADDRESSES) -> None:
-        """The directories as the power loss of the nodes `lost`, and the kill of the others, left them."""
+        """Make the directories as they are left if the nodes `lost` lose power and the others are killed."""
         for number, address in enumerate(ADDRESSES):
             (root / f"node-{number}").mkdir(parents=True, exist_ok=True)
             for part, point in self.points[address].items():
@@ -180,7 +180,7 @@ class Moment:
 
 
 def routed(state: type[Directory], snapshot: type[Directory]) -> type[Directory]:
-    """The state machine writes its snapshots by the seam that it was given: they have a platter of their own."""
+    """Return a seam that sends snapshots to a platter of their own: the machine writes them by its own seam."""
 
     def new(cls: type[Directory], path: Any, **options: Any) -> Directory:
         if Path(path).name == "snapshot":
@@ -191,7 +191,7 @@ def routed(state: type[Directory], snapshot: type[Directory]) -> type[Directory]
 
 
 class SimulatedCluster:
-    """Three nodes in ``root``. ``acknowledged``: key to (value, the entry that wrote it)."""
+    """Three nodes in ``root``. ``acknowledged`` maps a key to its value and the entry that wrote it."""
 
     def __init__(
         self, root: Path, clock: Clock, rng: random.Random, *, durable: bool = True, watched: bool = True,
@@ -243,7 +243,7 @@ class SimulatedCluster:
     # ---- life ------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Some ticks, some messages."""
+        """Run some ticks and deliver some messages."""
         self.clock.now += self.random.choice((0.001, 0.005, 0.02))
         order = list(self.nodes.values())
         self.random.shuffle(order)
@@ -254,7 +254,7 @@ class SimulatedCluster:
             self.network.deliver(self.random)
 
     def write(self) -> None:
-        """A command at a random node, noted when it is acknowledged."""
+        """Submit a command at a random node; record it when it is acknowledged."""
         self._number += 1
         key, value = b"key-%d" % self._number, self.random.randbytes(self.random.choice((10, 200, 3000)))
         node = self.random.choice(list(self.nodes.values()))
@@ -271,14 +271,14 @@ class SimulatedCluster:
         node.compare_and_swap(key, None, value, callback=answered)
 
     def silence(self, address: str) -> None:
-        """Its messages, and those to it, are lost from here on, until `hear`."""
+        """Lose a node's messages, and those to it, until `hear`."""
         self._silent = self.network.transports.pop(address)
 
     def hear(self, address: str) -> None:
         self.network.transports[address] = self._silent
 
     def disconnect(self, address: str) -> None:
-        """Its connections end, and all sides hear of it; what was on the way is lost."""
+        """End a node's connections: all sides notice, and messages in flight are lost."""
         for one, other in self._pairs(address):
             one._onNodeDisconnected(other)
         for link in [link for link in self.network.links if address in link]:
@@ -291,7 +291,7 @@ class SimulatedCluster:
             one._onNodeConnected(other)
 
     def _pairs(self, address: str) -> Iterator[tuple[SimulatedTransport, Any]]:
-        """The two sides of each connection of a node."""
+        """Yield the two sides of each connection of a node."""
         own = self.network.transports[address]
         for node in own._others:
             other = self.network.transports.get(node.id)
@@ -300,7 +300,7 @@ class SimulatedCluster:
                 yield other, own._own
 
     def restart(self, address: str) -> None:
-        """Its process is killed and started again before the others' next tick."""
+        """Kill a node's process, and start it again before the others' next tick."""
         self.disconnect(address)
         kill(self.nodes[address])
         self.nodes[address] = self._make(address)
@@ -310,7 +310,7 @@ class SimulatedCluster:
         return next((address for address, node in self.nodes.items() if node._isLeader()), None)
 
     def settle(self) -> None:
-        """Until a leader is there and all have applied the same."""
+        """Run steps until there is a leader and all nodes have applied the same entries."""
         for _ in range(4000):
             self.step()
             applied = {node.state_machine.last_applied() for node in self.nodes.values()}
@@ -322,7 +322,7 @@ class SimulatedCluster:
         raise AssertionError([node.getStatus() for node in self.nodes.values()])
 
     def end(self) -> None:
-        """All processes are killed."""
+        """Kill all processes."""
         for node in self.nodes.values():
             kill(node)
         for platters in self.platters.values():
@@ -331,7 +331,7 @@ class SimulatedCluster:
 
 
 def kill(node: ReplicatedStateMachine) -> None:
-    """Its process ends: files and locks are given back, nothing else happens."""
+    """End a node's process: files and locks are released, nothing else happens."""
     node.journal.abandon()
     node.state_machine._worker.abandon()
     node.state_machine._release()
@@ -340,7 +340,7 @@ def kill(node: ReplicatedStateMachine) -> None:
 
 
 def state_checksum(machine: fastsm.FastStateMachine, directory: Path) -> bytes:
-    """That of a machine at what it has applied."""
+    """Return the checksum of a machine's state as of its last applied entry."""
     machine.write_snapshot(directory)
     with fastsm.open_snapshot(directory) as snapshot:
         return snapshot.state_checksum

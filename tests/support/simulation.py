@@ -1,8 +1,8 @@
-"""Lives of a state machine on a disk that loses power, and the judgement of every state that is drawn.
+"""Lives of a state machine on a disk that loses power, and a check of every state that is drawn.
 
-A life plays a story from where its directory stands, and takes a point before and after every change of a file and
-every operation. From points, states are drawn, opened and judged; some are lived on in, so that what one crash
-left meets the next one.
+A life plays a story from the position of its directory, and takes a point before and after every change of a file and
+after every operation. States are drawn from points, opened and checked; some are continued by another life, so that a
+crash may follow a crash.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from support.inside import inside
 from support.power import Drawn, Platter, Point, QuietDirectory
 from support.stories import Operation, Source, Story
 
-# What has not been written yet, they write, and sync it.
+# Operations that write and sync everything that is not durable yet.
 WRITES = ("flush", "save", "stop", "close", "clear", "snapshot", "install")
 SHELF = "snapshots"  # the directory of snapshots, within that of the state
-POINTS = (26, 9, 5)  # from which states are drawn: in a first life, in one after a crash, and so on
-DRAWS = (36, 14, 8)  # states of each
-LIVED_ON = (0.018, 0.011, 0.0)  # share of the states that another life begins with
-KILLED = (0.14, 0.05, 0.0)  # share of the points at which the process is killed as well
+POINTS = (26, 9, 5)  # points from which states are drawn: in a first life, in one after a crash, and so on
+DRAWS = (36, 14, 8)  # states drawn from each point
+LIVED_ON = (0.018, 0.011, 0.0)  # the share of the states that another life continues
+KILLED = (0.14, 0.05, 0.0)  # the share of the points at which the process is also killed
 
 
 class ViolationError(AssertionError):
@@ -34,11 +34,11 @@ class ViolationError(AssertionError):
 
 
 class Moment(Point):
-    """A point, and what must be true of every state that is found from there on.
+    """A point, and what must hold for every state that is drawn from it.
 
     ``lower`` is the last position that counts as durable, ``returned`` that of the last operation that wrote and
-    returned (so that a killed process finds it again), ``upper`` that of the operation under way. ``shelf``: as of
-    which entries the snapshot on disk may be, None where there may be none; ``arriving``: the last one that was begun.
+    returned (which survives a kill), ``upper`` that of the current operation. ``shelf`` holds the entries that the
+    snapshot on disk may be as of, and None if there may be none; ``arriving`` is that of the last snapshot begun.
     """
 
     def __init__(self, life: Life, where: str) -> None:
@@ -48,7 +48,7 @@ class Moment(Point):
 
 
 class Life:
-    """One stretch of a story, from the first opening to the last moment, on a platter of its own."""
+    """A part of a story, from the first opening to the last moment, on a platter of its own."""
 
     def __init__(self, story: Story, path: Path, rng: random.Random, planted: type[Platter] = Platter) -> None:
         self.story = story
@@ -66,7 +66,7 @@ class Life:
         self.moments.append(Moment(self, where))
 
     def live(self, steps: int) -> None:
-        """Plays so many steps, or what there is of the story."""
+        """Play `steps` steps, or the rest of the story."""
         try:
             step = self.open()
             stop = min(step + steps, len(self.story.steps))
@@ -91,7 +91,7 @@ class Life:
             self.platter.close()
 
     def open(self) -> int:
-        """Opens the directory as the process before left it. Returns the step to go on with."""
+        """Open the directory as the previous process left it; return the step to continue with."""
         options = {
             "contiguous": self.story.contiguous, "sync": self.story.sync, "ordered": self.story.ordered,
             "_files": self.platter.files,
@@ -114,7 +114,7 @@ class Life:
         return self.story.next_step(position)
 
     def kill(self) -> None:
-        """The process ends; what it wrote is in the system's cache."""
+        """End the process; what it wrote is in the system's cache."""
         if self.machine is not None:
             kill(self.machine)
             self.machine = None
@@ -159,30 +159,30 @@ class Life:
         self.shelf = frozenset({last_included})
 
     def compact(self, machine: FastStateMachine, up_to: int) -> None:
-        """With the step to a new base, everything applied is durable."""
+        """Compact; the step to a new base makes everything applied durable."""
         before = machine.stats().generation
         machine.compact(up_to)
         if machine.stats().generation > before:
             self.lower = self.returned = self.upper
 
     def install(self, machine: FastStateMachine, source: Source) -> None:
-        """A snapshot that lies on another disk, which loses nothing."""
+        """Install a snapshot from another disk, which loses nothing."""
         path = self.path.parent / f"install-{self.upper}"
         source.write(path, contiguous=self.story.contiguous)
         machine.install_snapshot(None, path, allow_older=source.allow_older)
 
     def overlap(self, machine: FastStateMachine, chunk: list[Entry]) -> None:
-        """A flush, and a chunk while its sync is under way."""
+        """Flush, and apply a chunk during its sync."""
         before = self.returned
         called: list[object] = []
 
         def apply_next_to_it() -> None:
-            """By a thread of its own: the one that syncs must not write meanwhile."""
+            """Apply on another thread, because the syncing one must not write meanwhile."""
             thread = threading.Thread(target=lambda: called.append(machine.apply(chunk)))
             thread.start()
             thread.join()
 
-        if self.story.sync != "apply":  # such a chunk would wait for this very sync
+        if self.story.sync != "apply":  # otherwise the chunk would wait for this sync
             self.platter.during_sync = apply_next_to_it
         try:
             machine.flush()
@@ -200,14 +200,14 @@ class Life:
 
 
 def scan_all(machine: FastStateMachine) -> None:
-    """Reads all keys in order; `ViolationError` where they are not those that the table has."""
+    """Read all keys in order; raise `ViolationError` if they are not the table's."""
     found = machine.scan().entries
     if found != sorted(machine.items()) or machine.count(end=b"\xff") != machine.len():
-        raise ViolationError(f"{machine!r} has another order than its keys: {found[:5]}")
+        raise ViolationError(f"{machine!r} has an order that is not its keys': {found[:5]}")
 
 
 def shelved(path: Path) -> LogId | None:
-    """As of which entry the snapshot in a directory of a state is: a whole one, checked."""
+    """Check the snapshot in a state's directory; return the entry that it is as of, or None without a snapshot."""
     if not (path / SHELF / "snapshot.fsm").exists():
         return None
     with open_snapshot(path / SHELF) as snapshot:
@@ -216,13 +216,13 @@ def shelved(path: Path) -> LogId | None:
 
 
 def kill(machine: FastStateMachine) -> None:
-    """Leaves a machine as a killed process would: nothing more is written; descriptors and lock are gone."""
+    """Leave a machine as a killed process would: nothing more is written; descriptors and lock are released."""
     inside(machine).worker.abandon()
     inside(machine).release()
 
 
 class Simulation:
-    """All that is drawn from one story. ``counts`` by class; ``violations`` say how to get them again."""
+    """All states drawn from one story. ``counts`` is by kind; ``violations`` say how to reproduce them."""
 
     def __init__(
         self, seed: int, root: Path, planted: type[Platter] = Platter, *, most_violations: int = 10
@@ -262,7 +262,7 @@ class Simulation:
         before: Moment | None = None,
         position: int = 0,
     ) -> None:
-        """A life in a directory as a crash left it; then all that may come of it."""
+        """Run a life in a directory as a crash left it, then everything that follows from it."""
         path = self.root / f"life-{self._lives}"
         self._lives += 1
         life = Life(self.story, path, self.random, self.planted)
@@ -288,7 +288,7 @@ class Simulation:
         self._harvest(life.moments, depth, trail)
 
     def _harvest(self, moments: list[Moment], depth: int, trail: str) -> None:
-        """Draws states of some moments: mostly of those where much was not sure, and one of each kind."""
+        """Draw states from some moments: mostly those at which much was not durable, and one of each kind."""
         order = sorted(
             range(len(moments)), key=lambda n: self.random.random() ** (1 / (1 + min(moments[n].unsure, 8))),
             reverse=True,
@@ -335,7 +335,7 @@ class Simulation:
                 self._live(depth + 1, steps, f"{here}, lost power", drawn=drawn, position=position)
 
     def _judge(self, drawn: Drawn, moment: Moment) -> int:
-        """Opens the state, twice, and returns its position."""
+        """Open the state, twice, and return its position."""
         story = self.story
         path = self.root / "drawn"
         drawn.build(path, holes=self.random.random() < 0.95)
@@ -373,7 +373,7 @@ class Simulation:
         return positions[0]
 
     def _judge_shelf(self, path: Path, position: int, moment: Moment) -> None:
-        """The snapshot on disk is one that may be there, and the one that the state tells of is, or one after it."""
+        """Check that the snapshot on disk may be there, and that it is not older than the one that the state names."""
         found = shelved(path)
         self.counts["with a snapshot"] += found is not None
         if found not in moment.shelf:

@@ -1,4 +1,4 @@
-"""A cluster of `examples/raft_from_nothing` in processes of its own, its network, and what befalls both."""
+"""A cluster of `examples/raft_from_nothing` in separate processes, its network, and the faults of both."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEYS = (b"x", b"y", b"z")
 
 
 def client_module() -> ModuleType:
-    """The example's client, which finds its siblings as a program in that folder would."""
+    """Import the example's client, which imports its siblings as a program in that folder would."""
     sys.path.insert(0, str(EXAMPLE))
     try:
         import client  # type: ignore[import-not-found]  # noqa: PLC0415
@@ -38,7 +38,7 @@ MODULES = ("node", "storage", "wire", "client")
 
 @contextmanager
 def imported_example() -> Iterator[ModuleType]:
-    """Its module ``node``, which imports its siblings as a program in that folder would."""
+    """Import the example's module ``node``, which imports its siblings as a program in that folder would."""
     before = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
     sys.path.insert(0, str(EXAMPLE))
     try:
@@ -57,7 +57,7 @@ def free_port() -> int:
 
 
 class Wire:
-    """The way from one node to another: a proxy that can be cut, so that what is sent is held back, or lost."""
+    """The connection from one node to another: a proxy that can delay or lose what is sent."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -90,7 +90,7 @@ class Wire:
         writer.close()
 
     def lose(self) -> None:
-        """Breaks every connection: what was held back is lost."""
+        """Break every connection: delayed data is lost."""
         for writer in self._writers:
             writer.transport.abort()
 
@@ -100,7 +100,7 @@ class Wire:
 
 
 class Cluster:
-    """Nodes in processes of their own, in folders of one directory. Its first members are ``members``."""
+    """Nodes in separate processes, in folders of one directory. The first members are ``members``."""
 
     def __init__(self, directory: Path, names: str, members: str, snapshot_every: int) -> None:
         self.directory, self.names, self.snapshot_every = directory, names, snapshot_every
@@ -137,7 +137,7 @@ class Cluster:
         await node.wait()
 
     def cut(self, names: str, *, lose: bool) -> None:
-        """Nobody hears from these nodes, nor they from the others."""
+        """Cut these nodes off from the others, in both directions."""
         for (one, other), wire in self.wires.items():
             if (one in names) != (other in names):
                 wire.open.clear()
@@ -156,7 +156,7 @@ class Cluster:
             await wire.close()
 
     def states(self) -> list[tuple[Any, ...]]:
-        """Where each member's state stands, and its checksum as of the entry that all have applied."""
+        """Return the checksum of each member's state as of the last entry that all have applied."""
         machines = [FastStateMachine(self.directory / name / "state") for name in self.members]
         try:
             least = min(machine.last_applied() for machine in machines)
@@ -167,7 +167,7 @@ class Cluster:
 
 
 class Nemesis:
-    """What befalls a cluster, by a printed seed: one thing after another, and then it is whole again."""
+    """Makes one fault in a cluster after the other, by a seed; each is repaired before the next."""
 
     def __init__(self, cluster: Cluster, dice: random.Random) -> None:
         self.cluster, self.dice = cluster, dice
@@ -183,7 +183,7 @@ class Nemesis:
             await asyncio.sleep(self.dice.uniform(0.3, 1.2))
 
     async def change_members(self, seconds: float) -> None:
-        """Adds a node, or removes one, over and over, whatever befalls them meanwhile."""
+        """Add or remove a node again and again, whatever faults happen meanwhile."""
         cluster, client = self.cluster, client_module().Client(self.cluster.addresses, timeout=1.0)
         stop = asyncio.get_running_loop().time() + seconds
         while asyncio.get_running_loop().time() < stop:
@@ -228,7 +228,7 @@ class Nemesis:
 
 
 class Load:
-    """Clients that read, write and swap a few keys, and some that count; what they saw is kept."""
+    """Clients that read, write and swap a few keys, and some that count; their results are recorded."""
 
     def __init__(self, cluster: Cluster, dice: random.Random) -> None:
         self.cluster, self.dice = cluster, dice
@@ -239,7 +239,7 @@ class Load:
         self.value = 0
 
     def _client(self) -> Any:
-        # The patient ones wait for a paused leader's late answer, while the others talk to its successor.
+        # Clients with a long timeout wait for a paused leader's late answer, while others reach the next leader.
         return self.module.Client(self.cluster.addresses, timeout=self.dice.choice((0.4, 3.0)))
 
     def _unique(self) -> bytes:
@@ -247,7 +247,7 @@ class Load:
         return b"%d" % self.value
 
     async def use_keys(self) -> None:
-        """One client of all keys."""
+        """Run one client of all keys."""
         now, client, known = asyncio.get_running_loop().time, self._client(), dict.fromkeys(KEYS)
         while not self.over:
             key, kind = self.dice.choice(KEYS), self.dice.choice(("get", "get", "put", "swap"))
@@ -267,7 +267,7 @@ class Load:
         client.close()
 
     async def count(self) -> None:
-        """One client that adds one, over and over, each until it is answered."""
+        """Run one client that adds one again and again, and waits for each answer."""
         client = self._client()
         while not self.over:
             assert (await client.propose_once(add(b"count", 1)))["ok"]
@@ -275,7 +275,7 @@ class Load:
         client.close()
 
     async def final(self) -> bytes | None:
-        """What the counters came to, once everything is whole again."""
+        """Return the value of the count after all faults are repaired."""
         client = self._client()
         try:
             value: bytes | None = await client.get(b"count")
@@ -287,7 +287,10 @@ class Load:
 async def trial(
     directory: Path, seconds: float, seed: int, *, snapshot_every: int = 300, changes: bool = False
 ) -> dict[str, Any]:
-    """A cluster under a load, and what befalls it; what was seen, counted, and left. ``changes``: of its members."""
+    """Run a cluster under load and faults; return what clients saw and counted, and the states that are left.
+
+    With ``changes``, its members change, too.
+    """
     dice = random.Random(seed)
     cluster = Cluster(directory, "abcde" if changes else "abc", "abc", snapshot_every)
     load, nemesis = Load(cluster, dice), Nemesis(cluster, dice)
@@ -298,7 +301,7 @@ async def trial(
         load.over = True
         await asyncio.wait_for(asyncio.gather(*clients), 300)
         counted = await asyncio.wait_for(load.final(), 300)
-        await asyncio.sleep(0.5)  # the followers hear how far it is committed
+        await asyncio.sleep(0.5)  # so that the followers learn the commit index
     finally:
         await cluster.stop()
     return {

@@ -1,4 +1,4 @@
-"""Snapshots for tests: small states, their files, and files that an attacker sealed."""
+"""Snapshots for tests: small states, their files, and forged files with correct checksums."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastsm import LogId, MemoryStateMachine, open_snapshot
 from fastsm.snapshot.model import CONFIG, PUT, State, record, runs_of, snapshot_bytes
 from support.inside import inside
 
-# Where each field of the header is, by the page of formats.
+# The place of each field of the header, from docs/format.md.
 FIELDS = {
     "magic": (0, "<Q"), "version": (8, "<I"), "codec": (12, "<I"), "last index": (16, "<Q"), "last term": (24, "<Q"),
     "keys": (32, "<Q"), "runs": (40, "<Q"), "membership size": (48, "<Q"), "records size": (56, "<Q"),
@@ -27,7 +27,7 @@ STATE = 160
 
 
 def some_state(keys: int = 20, *, membership: bool = True, seed: int = 1) -> State:
-    """A state of a model that applied puts, deletes and terms that rise."""
+    """Return the state of a model that applied puts and deletes, with terms that rise."""
     rng = random.Random(seed)
     machine = MemoryStateMachine(contiguous=False)
     index, term = 2, 1
@@ -42,7 +42,7 @@ def some_state(keys: int = 20, *, membership: bool = True, seed: int = 1) -> Sta
 
 
 class StateSource:
-    """A state as the writer wants it."""
+    """A state in the form that the writer takes."""
 
     estimated_size = 0
     sessions = clock = 0
@@ -56,7 +56,7 @@ class StateSource:
         self.records = [record(PUT, state.writers[key].index, key, value) for key, value in state.values.items()]
 
     def find(self, tick: Callable[[], object]) -> None:
-        """Nothing: it was made of what it holds."""
+        """Do nothing: everything is found already."""
 
     def write_records(self, directory: Any, fd: Any, offset: int, tick: Callable[[], object]) -> tuple[int, int]:
         start = offset
@@ -68,13 +68,13 @@ class StateSource:
 
 
 def file_of(path: Path, state: State | None = None, compress: str = "none", attachment: bytes = b"hello") -> Path:
-    """A snapshot's file."""
+    """Write a snapshot's file."""
     path.write_bytes(snapshot_bytes(state or some_state(), compress, attachment))
     return path
 
 
 def with_field(data: bytes, name: str, value: int) -> bytes:
-    """The file with another number in its header."""
+    """Return the file with another number in its header."""
     changed = bytearray(data)
     offset, layout = FIELDS[name]
     struct.pack_into(layout, changed, offset, value)
@@ -88,7 +88,7 @@ def field(data: bytes, name: str) -> int:
 
 
 def sealed(data: bytes, *, state_sum: bool = True, flat: bytes | None = None) -> bytes:
-    """The file with checksums that match what is in it."""
+    """Return the file with checksums that match its content."""
     changed = bytearray(data)
     if state_sum:
         start = STATE + (field(data, "attachment size") + 7 & ~7)
@@ -99,7 +99,7 @@ def sealed(data: bytes, *, state_sum: bool = True, flat: bytes | None = None) ->
 
 def assemble(last: LogId, runs: list[tuple[int, int, int]], records: list[bytes], membership: bytes = b"",
              **fields: int) -> bytes:
-    """A file of any parts, its sizes and sums as they should be, but for the fields that are named."""
+    """Assemble a file from parts, with correct sizes and checksums, except for the given fields."""
     flat = membership + b"".join(struct.pack("<QQQ", *run) for run in runs) + b"".join(records)
     head = struct.pack(
         "<8sIIQQQQQQ48xQQ32x", b"FASTSM-S", 0, 0, *last, len(records), len(runs), len(membership),
@@ -112,11 +112,11 @@ def assemble(last: LogId, runs: list[tuple[int, int, int]], records: list[bytes]
 
 
 def open_files() -> int:
-    """How many descriptors this process has; those of earlier tests may go at any time, so it should not rise."""
+    """Return this process's number of descriptors. Those of earlier tests may be closed at any time: it may fall."""
     return len(os.listdir("/proc/self/fd"))
 
 
 def check(path: Path) -> None:
-    """Opens a snapshot and reads all of it."""
+    """Open a snapshot and verify all of it."""
     with open_snapshot(path) as snapshot:
         snapshot.verify()

@@ -1,4 +1,4 @@
-"""What a state machine lives through, step by step, with the state that each step must leave."""
+"""Random stories of a state machine: operations step by step, with the state that each must leave."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fastsm import Entry, FastStateMachine, LogId, MemoryStateMachine, SnapshotM
 from support.histories import KEYS, History
 from support.inside import inside
 
-RHYTHMS = (0.02, 0.08, 0.5)  # how often there is a flush: rarely enough for stores, often enough for pwrite
+RHYTHMS = (0.02, 0.08, 0.5)  # the frequency of flushes: rare ones let the log store frames, frequent ones let it pwrite
 LARGE = 70 << 10  # a value whose frame is written aside
 
 
 class AnyChecksum:
-    """Equal to every checksum: that of a file which is not written yet."""
+    """A checksum that equals every other: that of a file which is not written yet."""
 
     def __eq__(self, other: object) -> bool:
         return True
@@ -31,13 +31,13 @@ class AnyChecksum:
 
 
 class Source(NamedTuple):
-    """How to make a snapshot to install: what a machine does before it writes one as of its end."""
+    """How to make a snapshot to install: the steps of a machine that then writes one."""
 
     steps: tuple[tuple[str, Any], ...]
     allow_older: bool = False
 
     def write(self, path: Path, *, contiguous: bool) -> None:
-        """Writes the snapshot into a directory, if it is not there."""
+        """Write the snapshot into a directory, if it is not there."""
         if path.exists():
             return
         path.mkdir()
@@ -48,7 +48,7 @@ class Source(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """One call, and the position of the story once it has happened."""
+    """One call, and the position of the story after it."""
 
     kind: str
     argument: Any
@@ -56,7 +56,7 @@ class Operation(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that can be read of a state."""
+    """Everything that can be read of a state."""
 
     applied: LogId
     length: int
@@ -69,8 +69,8 @@ class State(NamedTuple):
 class Story:
     """A seeded sequence of steps, each a few operations, and the states at all positions.
 
-    A position is a state that may be found after a crash. A step can be told again from its start by who has
-    lived through a part of it.
+    A position is a state that may be found after a crash. A step can be repeated from its start by a machine that has
+    done a part of it.
     """
 
     def __init__(self, seed: int, length: int = 36) -> None:
@@ -82,7 +82,7 @@ class Story:
         self.rhythm = self.random.choice(RHYTHMS)
         self.large = self.random.random() < 0.15
         self.tables = self.random.random() < 0.4  # saved, however small
-        self.ordered = random.Random(f"order {seed}").random() < 0.6  # the keys are kept in order, and that is saved
+        self.ordered = random.Random(f"order {seed}").random() < 0.6  # keys are kept in order, and the order is saved
         self.steps: list[list[Operation]] = []
         self.states: list[State] = []
         self.epochs: list[int] = []  # for each position, the one of the last clear or install
@@ -90,9 +90,9 @@ class Story:
         self._history = History(seed, contiguous=self.contiguous, large=False)
         self._model = MemoryStateMachine(contiguous=self.contiguous)
         self._ids: list[LogId] = []
-        self._base = 0  # no compaction went further
-        self._steps: list[tuple[str, Any]] = []  # what led from the empty state to this one, for twins
-        self._lineage: list[tuple[int, int, MemoryStateMachine]] = []  # of this epoch: steps, ids, and what they led to
+        self._base = 0  # the index of the last compaction or install
+        self._steps: list[tuple[str, Any]] = []  # from the empty state to this one, for twins
+        self._lineage: list[tuple[int, int, MemoryStateMachine]] = []  # in this epoch: steps, ids, the model after them
         self._models: list[Any] = []
         self._note_position(epoch=0)
         while len(self.steps) < length:
@@ -112,13 +112,13 @@ class Story:
         return len(self.states) - 1
 
     def next_step(self, position: int) -> int:
-        """The step to go on with, from a position."""
+        """Return the step to continue with from a position."""
         return next(
             (n for n, step in enumerate(self.steps) if step[-1].position > position), len(self.steps)
         )
 
     def position_of(self, log_id: LogId, upto: int) -> int:
-        """The first position at which `log_id` was applied, since the last clear before `upto`."""
+        """Return the first position, since the last clear or install before `upto`, whose last entry is `log_id`."""
         position = self._when(log_id, upto)
         assert position is not None, f"{log_id} was never the last applied entry"
         return position
@@ -128,9 +128,9 @@ class Story:
         return next((position for position in positions if self.states[position].applied == log_id), None)
 
     def find(self, machine: fastsm.FastStateMachine, lower: int, upper: int) -> int | None:
-        """The last position in [lower, upper] whose state is the machine's.
+        """Return the last position in [lower, upper] whose state is the machine's, or None.
 
-        An install may bring back the state of an earlier position: what is durable tells which of the two it is.
+        An install may bring back the state of an earlier position: the durable entry distinguishes the two.
         """
         found, durable = self.read(machine), machine.durable()
         for position in range(upper, lower - 1, -1):
@@ -150,7 +150,7 @@ class Story:
 
     @property
     def traits(self) -> list[str]:
-        """What makes it different from others."""
+        """The properties in which this story differs from others."""
         named = {
             "with gaps": not self.contiguous,
             'with sync="apply"': self.sync == "apply",
@@ -164,7 +164,7 @@ class Story:
         }
         return [name for name, there in named.items() if there]
 
-    # ---- telling ---------------------------------------------------------------------------------------
+    # ---- inventing -------------------------------------------------------------------------------------
 
     def _invent(self) -> None:
         dice = self.random.random()
@@ -175,7 +175,7 @@ class Story:
         else:
             self.random.choice(
                 (
-                    self._update, self._update, self._hard_state, self._hard_state, self._metadata_beside_chunk,
+                    self._update, self._update, self._hard_state, self._hard_state, self._metadata_during_chunk,
                     self._clear, self._overlap, self._overlap, self._end, self._end, self._fail, self._fail,
                     self._snapshot, self._snapshot, self._compact, self._compact, self._install, self._install,
                 )
@@ -244,8 +244,8 @@ class Story:
             self._model.update_last_snapshot_metadata(metadata)
         self._add("save", moves=metadata is not None)
 
-    def _metadata_beside_chunk(self) -> None:
-        """The chunk is written first: a crash may find it without the metadata."""
+    def _metadata_during_chunk(self) -> None:
+        """Add metadata and a chunk. The chunk is written first, so a crash may leave it without the metadata."""
         metadata = self._metadata()
         if metadata is not None:
             self._add("note", metadata)
@@ -271,11 +271,11 @@ class Story:
         self._lineage.append((len(self._steps), len(self._ids), copy.deepcopy(self._model)))
 
     def _seen(self) -> list[LogId]:
-        """The entries that a snapshot, or the next base, may be as of."""
+        """Return the entries that a snapshot, or the next base, may be as of."""
         return [log_id for log_id in inside(self._model).state.seen if log_id.index >= self._base]
 
     def _snapshot(self) -> None:
-        """Its metadata is recorded if it is newer than what is known, and its checksum may be any."""
+        """Add a snapshot. Its metadata is recorded if it is newer than the known one; its checksum may be any."""
         seen = self._seen()
         if not seen:
             self._add("save")
@@ -289,13 +289,13 @@ class Story:
         self._add("snapshot", (log_id, self.random.choice(("none", "none", "zstd"))), moves=newer)
 
     def _compact(self) -> None:
-        """Another base, the same state."""
+        """Add a compaction: another base, the same state."""
         seen = self._seen()
         self._base = self.random.choice(seen).index if seen else self._base
         self._add("compact", self._base)
 
     def _install(self) -> None:
-        """The state goes to an earlier one, which is remembered, or to one that another machine has come to."""
+        """Add an install of an earlier state, which is remembered, or of one that another machine reached."""
         older = self.random.random() < 0.5
         if older and self._lineage:
             steps, ids, model = self.random.choice(self._lineage[-8:])
@@ -314,7 +314,7 @@ class Story:
         self._lineage = [(len(self._steps), len(self._ids), copy.deepcopy(self._model))]
 
     def _overlap(self) -> None:
-        """A chunk is applied while a sync is under way, which cannot be counted on to cover it."""
+        """Add a chunk that is applied during a sync, which need not cover it."""
         self._apply(self._history.chunk(1))
         self._apply(self._history.chunk(), "overlap")
 
@@ -322,7 +322,7 @@ class Story:
         self._add(self.random.choice(("close", "close", "kill", "stop")))
 
     def _fail(self) -> None:
-        """The next sync fails, whatever it is for."""
+        """Add a failure of the next sync, whatever it is for."""
         self._add("fail")
         self._apply(self._history.chunk())
         if self.sync == "flush":
@@ -337,7 +337,7 @@ class Story:
 
 
 def terms_of(seen: list[tuple[int, int]], stop: int) -> np.ndarray[Any, Any]:
-    """For each index below `stop` its term: of an entry seen, or between two of one term; else 0."""
+    """Return the term of each index below `stop` that was seen, or is between two seen ones of one term; else 0."""
     terms = np.zeros(stop, np.uint64)
     before = (0, None)
     for index, term in seen:

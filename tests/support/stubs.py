@@ -1,4 +1,4 @@
-"""Docstrings in the stubs of compiled modules, for editors, which do not import what they describe.
+"""Docstrings in the stubs of compiled modules, for editors, which do not import the modules.
 
 ``python tests/support/stubs.py`` copies them from the compiled modules; a test fails where they differ.
 """
@@ -16,7 +16,7 @@ PACKAGE = Path(fastsm.__file__).resolve().parent
 
 
 def stub_of(module: str) -> Path:
-    """The stub of one of the modules."""
+    """Return the path of a module's stub."""
     return PACKAGE.joinpath(*module.split(".")).with_suffix(".pyi")
 
 
@@ -36,14 +36,14 @@ MODULES = sorted({"command", "columns", *(base.__module__.removeprefix("fastsm."
 
 
 def quoted(text: str, indent: str) -> list[str]:
-    """A docstring as lines of source."""
+    """Return a docstring as lines of source."""
     start = 'r"""' if "\\" in text else '"""'
     end = '\n"""' if "\n" in text else '"""'
     return [f"{indent}{line}".rstrip() for line in f"{start}{text}{end}".splitlines()]
 
 
 def with_docstrings(module: str, source: str) -> str:
-    """The source of a stub, with the docstring of each public function and method as the compiled module has it."""
+    """Return a stub's source with the docstrings that public functions and methods have in the compiled module."""
     compiled = importlib.import_module(f"fastsm.{module}")
     lines = source.splitlines()
     functions: list[tuple[ast.FunctionDef, object]] = []
@@ -68,7 +68,7 @@ def with_docstrings(module: str, source: str) -> str:
 
 
 def main() -> None:
-    """Rewrites the stubs that differ, and says which."""
+    """Rewrite the stubs that differ, and print their names."""
     for module in MODULES:
         path = stub_of(module)
         before = path.read_text(encoding="utf-8")

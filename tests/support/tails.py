@@ -1,4 +1,4 @@
-"""Torn tails of every shape, generated: frames of honest values, of which a crash wrote some pages and lost others."""
+"""Generated torn tails of every shape: frames of ordinary values, of which a crash kept some pages and lost others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Shape = Callable[[random.Random, int], bytes]
 
 @functools.cache
 def images() -> list[bytes]:
-    """Whole files of this library: a log, a base, a saved table's start, a snapshot, a journal."""
+    """Return files of this library: a log, a base, a snapshot, a journal; large ones are cut."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
@@ -49,7 +49,7 @@ def images() -> list[bytes]:
 
 
 def words(code: str, step: int) -> Shape:
-    """Small integers that rise, of so many bytes each."""
+    """Return a shape of small, rising integers of an array's type."""
     size = array(code).itemsize
 
     def shape(dice: random.Random, length: int) -> bytes:
@@ -63,7 +63,7 @@ def words(code: str, step: int) -> Shape:
 
 
 def headers(dice: random.Random, length: int) -> bytes:
-    """Headers of frames one after the other, that lie about everything, their seals right for another file or place."""
+    """Return consecutive frame headers with false fields; their seals are correct for another file or place."""
     found = []
     for _ in range(min(length // 32 + 1, 200)):
         sizes = struct.pack("<QII", dice.randrange(4, 5_000) * 8, dice.randrange(300), dice.randrange(3))
@@ -81,7 +81,7 @@ def records(dice: random.Random, length: int) -> bytes:
 
 
 def image(dice: random.Random, length: int) -> bytes:
-    """A file of this library, from its start or from anywhere."""
+    """Return a file of this library, from its start or from anywhere."""
     content = dice.choice(images())
     return content[dice.choice((0, 0, 8, 96, dice.randrange(len(content)))) :]
 
@@ -107,7 +107,7 @@ SHAPES: dict[str, Shape] = {
 
 
 def size(dice: random.Random, largest: int = LARGEST) -> int:
-    """As often small as large."""
+    """Draw a size, as often small as large."""
     return int(2 ** dice.uniform(0, largest.bit_length() - 1)) - 1
 
 
@@ -116,7 +116,7 @@ def value(dice: random.Random, length: int) -> bytes:
 
 
 def frames(dice: random.Random, end: int, durable: int, content: bytes | None = None) -> bytes:
-    """Frames that a writer has appended from ``end`` on, each saying that at most ``durable`` bytes were durable."""
+    """Return frames that a writer appended at ``end``; each records that at most ``durable`` bytes were durable."""
     written = b""
     index, term, previous = dice.choice(INDEXES), 1, dice.getrandbits(64)
     for _ in range(dice.choice((1, 1, 2, 3, 9))):
@@ -139,7 +139,7 @@ def frames(dice: random.Random, end: int, durable: int, content: bytes | None = 
 
 
 def tear(dice: random.Random, end: int, tail: bytes) -> bytearray:
-    """What a crash leaves of bytes at an offset of a file: pages or sectors are zeros; the file may be cut."""
+    """Return what a crash leaves of bytes at an offset of a file: some pages or sectors are zeros; it may be cut."""
     torn = bytearray(tail)
     unit = dice.choice((PAGE, PAGE, SECTOR))
     chance = dice.choice((0.05, 0.3, 0.7))

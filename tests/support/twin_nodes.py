@@ -1,4 +1,4 @@
-"""A cluster of PySyncObj nodes, either stock's or fastsm's, that are treated the same and note what user code sees."""
+"""A cluster of PySyncObj nodes, stock ones or fastsm's, driven the same way; it records what user code sees."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMPARED = ("state", "has_quorum", "partner_nodes_count", "last_applied", "commi
 def ticked_until(
     condition: Callable[[], object], nodes: Callable[[], Iterable[Any]], *, rounds: int = 8000
 ) -> bool:
-    """Ticks nodes in turns until a condition holds; False when it never did."""
+    """Tick nodes in turns until a condition holds; return whether it did."""
     for _ in range(rounds):
         if condition():
             return True
@@ -32,17 +32,17 @@ def ticked_until(
 
 
 def close_pipe(node: Any) -> None:
-    """Closes what PySyncObj's own node leaves open. It has ended, and was ticked by the test."""
-    notifier = getattr(node, "_SyncObj__pipeNotifier", None)  # there is none with appendEntriesUseBatch
+    """Close the pipe that PySyncObj leaves open when a node ends that the test ticked."""
+    notifier = getattr(node, "_SyncObj__pipeNotifier", None)  # with appendEntriesUseBatch there is none
     for end in () if notifier is None else ("_PipeNotifier__pipeR", "_PipeNotifier__pipeW"):
         descriptor = getattr(notifier, end)
-        if descriptor >= 0:  # else a node of fastsm's has closed it
+        if descriptor >= 0:  # otherwise a node of fastsm's has closed it
             setattr(notifier, end, -1)
             os.close(descriptor)
 
 
 class Items(SyncObjConsumer):  # type: ignore[misc]
-    """What was appended, each with the index that PySyncObj showed. What a constructor sets is not in a dump."""
+    """The appended items, each with the index that PySyncObj showed. Attributes set in a constructor are not dumped."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Items(SyncObjConsumer):  # type: ignore[misc]
 
 
 class Nodes:
-    """Four places for nodes, three of which run; ticked in turns by the test. The lowest number that runs leads."""
+    """Four places for nodes, three of which run, ticked in turns. By its timeout the lowest running number leads."""
 
     def __init__(self, root: Path, fast: bool) -> None:
         self.root, self.fast = root, fast
@@ -128,7 +128,7 @@ class Nodes:
             raise AssertionError([node.getStatus() for node in self.running.values()])
 
     def until_leader(self) -> None:
-        """Until all members that run and are not paused follow one of them."""
+        """Tick until all members that run and are not paused follow one of them."""
 
         def found() -> bool:
             numbers = self.running.keys() & set(self.members) - self.paused
@@ -142,7 +142,7 @@ class Nodes:
         return next(node for node in self.running.values() if node._isLeader())
 
     def settled(self) -> bool:
-        """Whether all members that run follow one leader and have applied the same."""
+        """Return whether all running members follow one leader and have applied the same entries."""
         members = [node for number, node in self.running.items() if number in self.members]
         leaders = {getattr(node._getLeader(), "id", None) for node in members}
         applied = {(node.raftLastApplied, node.raftCommitIndex, node._SyncObj__raftLog[-1][1]) for node in members}
@@ -169,7 +169,7 @@ class Nodes:
         self.seen.append(what)
 
     def call(self, what: str, function: Callable[..., object], *arguments: Any) -> None:
-        """Calls, ticks until its callback was called, and notes what that was given."""
+        """Call a function, tick until its callback is called, and record the callback's arguments."""
         answers: list[Any] = []
         function(*arguments, callback=lambda *answer: answers.append(answer))
         self.until(lambda: answers)
@@ -201,7 +201,7 @@ class Nodes:
         self.settle()
 
     def replace(self, number: int) -> None:
-        """Removed, its disk lost, added again under the same address."""
+        """Remove a node, lose its disk, and add it again under the same address."""
         self.remove(number, alive=True)
         self.stop(number)
         shutil.rmtree(self.root / str(number))
@@ -212,7 +212,7 @@ class Nodes:
 
 @contextmanager
 def twins(root: Path) -> Iterator[Callable[[bool], Nodes]]:
-    """Makes a cluster of fastsm's nodes (True) or of stock's (False); all end with the block."""
+    """Provide a function that makes a cluster of fastsm's nodes (True) or stock ones (False); end them all."""
     made: list[Nodes] = []
 
     def make(fast: bool) -> Nodes:

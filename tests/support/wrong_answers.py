@@ -1,6 +1,6 @@
 """State machines that are wrong about answers, sessions, procedures or time.
 
-pytest runs the suite on them when it is given this file by name; each class fails it somewhere.
+pytest runs the suite on them if it is given this file by name; each class fails at least one test.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """State machines whose watches are wrong.
 
-pytest runs the suite on them when it is given this file by name; each class fails it somewhere.
+pytest runs the suite on them if it is given this file by name; each class fails at least one test.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Watched(MemoryStateMachine):
 
 
 def watched(*tests: str) -> Any:
-    """Notes a machine whose watches are of the class below it."""
+    """Register a machine whose watches are of the decorated class."""
 
     def note(kind: type[MemoryWatch]) -> type[MemoryWatch]:
         found_by(*tests)(type(kind.__name__, (Watched,), {"kind": kind}))

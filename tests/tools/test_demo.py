@@ -1,4 +1,4 @@
-"""The demo: its history, its model, and that it notices what is not as it should be."""
+"""The demo: its history, its model, and the mistakes that it notices."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ CHUNK = 20
 
 @pytest.fixture
 def source(tmp_path):
-    """A folder of small files, in other folders too."""
+    """Provide a folder of small files, some of them in subfolders."""
     folder = tmp_path / "source"
     for number in range(60):
         path = folder / f"part{number % 3}" / f"file{number}.py"
@@ -37,7 +37,7 @@ def files(source):
 
 
 def at_start_of(step, action):
-    """A reporter that does something before the step begins."""
+    """Return a reporter that calls `action` when a step begins."""
     done = []
 
     def report(now: Progress) -> None:
@@ -52,7 +52,7 @@ def at_start_of(step, action):
 
 
 def test_only_regular_files_are_taken_and_no_caches(tmp_path):
-    """Symlinks, FIFOs, __pycache__ and site-packages are passed over; paths are relative and sorted."""
+    """Symlinks, FIFOs, __pycache__ and site-packages are skipped; paths are relative and sorted."""
     for name in ("b.py", "a/c.py", "a/__pycache__/c.pyc", "site-packages/x.py", "a/.hidden"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"1")
@@ -63,13 +63,13 @@ def test_only_regular_files_are_taken_and_no_caches(tmp_path):
 
 
 def test_the_digest_sees_names_contents_and_their_border():
-    """Files that differ in any way have another digest."""
+    """Files with different names, contents, or borders between them have different digests."""
     some = [{}, {b"a": b""}, {b"a": b"b"}, {b"ab": b""}, {b"a": b"", b"b": b""}]
     assert len({digest(files) for files in some}) == len(some)
 
 
 def test_the_history_is_a_function_of_files_and_seed(files):
-    """Equal files and seeds give equal entries, in whatever order the files come; other seeds give others."""
+    """Equal files in any order and equal seeds give equal entries; other seeds give other entries."""
     entries = list(history(files, 7))
     assert list(history(dict(reversed(files.items())), 7)) == entries
     assert list(history(files, 8)) != entries
@@ -77,7 +77,7 @@ def test_the_history_is_a_function_of_files_and_seed(files):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_history_ends_with_every_file_as_it_is(files, seed):
-    """A replay by the model, and one by MemoryStateMachine, agree on every entry and lead to the files."""
+    """Replays by the demo's model and by MemoryStateMachine agree on every result, and end with the files."""
     model, memory = Model(), fastsm.MemoryStateMachine()
     entries = list(history(files, seed))
     assert [model.apply(entry) for entry in entries] == memory.apply(entries)
@@ -87,7 +87,7 @@ def test_the_history_ends_with_every_file_as_it_is(files, seed):
 
 
 def test_the_history_has_every_kind_of_entry(files):
-    """Indexes rise by one, each new term begins with a noop, and swaps and batches match and do not match."""
+    """Indexes rise by one, each new term begins with a noop, and some swaps and batches match, others not."""
     entries = list(history(files, 3))
     assert [entry.index for entry in entries] == list(range(1, len(entries) + 1))
     model = Model()
@@ -105,7 +105,7 @@ def test_the_history_has_every_kind_of_entry(files):
 
 
 def test_a_batch_that_does_not_match_leaves_the_model_as_it_was():
-    """Members before the one that does not match are taken back, keys that were not there too."""
+    """Members of a batch before the one that does not match are undone, including new keys."""
     model = Model({b"a": b"1"})
     wrong = fastsm.compare_and_swap(b"a", b"1", b"3")
     batch = fastsm.batch([fastsm.put(b"a", b"2"), fastsm.put(b"b", b"2"), fastsm.delete(b"c"), wrong])
@@ -118,7 +118,7 @@ def test_a_batch_that_does_not_match_leaves_the_model_as_it_was():
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_demo_recovers_at_least_what_was_acknowledged(source, files, seed):
-    """A killed child's acknowledged chunks are there, and the rest leads to every file."""
+    """The acknowledged chunks of a killed child are recovered, and the remaining entries restore every file."""
     result = run_demo(source=str(source), seed=seed, chunk=CHUNK)
     assert result.files == len(files)
     assert result.file_bytes == sum(map(len, files.values()))
@@ -133,13 +133,13 @@ def test_the_demo_recovers_at_least_what_was_acknowledged(source, files, seed):
 
 @pytest.mark.parametrize("chunk", [1, 7, 10**6])
 def test_any_size_of_chunk_will_do(source, chunk):
-    """Chunks of one entry, of a size that leaves a remainder, and one chunk for everything."""
+    """The demo works with chunks of one entry, of a size that leaves a remainder, and of everything."""
     result = run_demo(source=str(source), seed=1, chunk=chunk, flush_every=50)
     assert result.recovered.index % chunk == 0 or result.recovered.index == result.entries
 
 
 def test_a_named_directory_is_kept_with_the_files_in_it(source, files, tmp_path):
-    """The directory can be opened afterwards and holds what the files hold."""
+    """A named directory can be opened afterwards, and holds the contents of the files."""
     result = run_demo(str(tmp_path / "kept"), source=str(source), chunk=CHUNK)
     with fastsm.FastStateMachine(tmp_path / "kept") as m:
         assert m.last_applied().index == result.entries
@@ -148,7 +148,7 @@ def test_a_named_directory_is_kept_with_the_files_in_it(source, files, tmp_path)
 
 
 def test_a_temporary_directory_is_removed(source, tmp_path, monkeypatch):
-    """Nothing is left behind, whether the demo succeeds or fails."""
+    """The temporary directory is removed, whether the demo succeeds or fails."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
@@ -173,11 +173,11 @@ def test_each_step_is_reported_from_its_start_to_its_outcome(source):
         assert step == "child" or reports[-1].done == reports[-1].total
 
 
-# ---- what must not pass ------------------------------------------------------------------------------
+# ---- failures ----------------------------------------------------------------------------------------
 
 
 def test_a_directory_in_use_is_refused(source, tmp_path):
-    """A directory with anything in it is left alone."""
+    """A directory that is not empty is refused and left alone."""
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "precious").write_bytes(b"1")
     with pytest.raises(DemoError, match="not empty"):
@@ -186,14 +186,14 @@ def test_a_directory_in_use_is_refused(source, tmp_path):
 
 
 def test_a_folder_without_files_is_refused(tmp_path):
-    """There is nothing to show without files."""
+    """A folder without files is refused."""
     (tmp_path / "empty").mkdir()
     with pytest.raises(DemoError, match="no files there"):
         run_demo(source=str(tmp_path / "empty"))
 
 
 def test_a_value_that_differs_from_the_model_is_found(source, monkeypatch):
-    """A model that lets every compare-and-swap through is not what the state machine does."""
+    """The demo notices if its model, here one that accepts every compare-and-swap, differs from the state machine."""
     honest = Model.apply
 
     def careless(model, entry):
@@ -208,7 +208,7 @@ def test_a_value_that_differs_from_the_model_is_found(source, monkeypatch):
 
 
 def test_a_key_too_many_is_found(source, tmp_path):
-    """A key that no entry wrote is noticed, though every key of the model has its value."""
+    """A key that no entry wrote is noticed, although every key of the model has its value."""
     place = tmp_path / "state"
 
     def add_a_key_in_a_whole_chunk():
@@ -236,7 +236,7 @@ def test_part_of_a_chunk_is_found(source, tmp_path):
 
 
 def test_lost_entries_are_found(source, tmp_path):
-    """An empty directory where entries were acknowledged is noticed, flushed or not."""
+    """An empty directory is noticed after entries were acknowledged, flushed or not."""
     place = tmp_path / "state"
     lose = at_start_of("recover", lambda: shutil.rmtree(place))
     with pytest.raises(MismatchError, match="was acknowledged, but only 0 are recovered"):
@@ -248,7 +248,7 @@ def test_lost_entries_are_found(source, tmp_path):
 
 
 def test_a_file_that_differs_at_the_end_is_found(source):
-    """The last comparison is with the disk, byte for byte, and says where they differ."""
+    """The last step compares the state with the files on disk, byte for byte, and reports where they differ."""
     victim = source / "part1" / "file31.py"
 
     def change():
@@ -261,7 +261,7 @@ def test_a_file_that_differs_at_the_end_is_found(source):
 
 
 def test_files_that_change_while_they_are_read_are_told(source):
-    """A child that read other files than its parent is no state machine's fault, and is said to be none."""
+    """If the child reads other files than its parent, the error says so, and is not a `MismatchError`."""
     change = at_start_of("child", lambda: (source / "part1" / "file31.py").write_bytes(b"new"))
     with pytest.raises(DemoError, match="files there changed") as caught:
         run_demo(source=str(source), chunk=CHUNK, report=change)
@@ -269,7 +269,7 @@ def test_files_that_change_while_they_are_read_are_told(source):
 
 
 def test_why_the_child_ended_is_told(source, tmp_path):
-    """A child that could not open its directory says so in the parent's error."""
+    """If the child cannot open its directory, the parent's error says so."""
     place = tmp_path / "state"
     with contextlib.ExitStack() as stack:
         hold = at_start_of("child", lambda: stack.enter_context(fastsm.FastStateMachine(place)))
@@ -278,7 +278,7 @@ def test_why_the_child_ended_is_told(source, tmp_path):
 
 
 def test_an_interrupt_leaves_no_child(source, tmp_path):
-    """Whatever ends the parent's wait, the child is dead on return, and its lock with it."""
+    """If the parent is interrupted, the child is dead on return, and its lock is released."""
     place = tmp_path / "state"
 
     def interrupt(now: Progress) -> None:
@@ -292,7 +292,7 @@ def test_an_interrupt_leaves_no_child(source, tmp_path):
 
 
 def test_the_child_imports_what_its_parent_did(source, tmp_path, monkeypatch):
-    """A folder named fastsm in the current folder is not taken for the package."""
+    """The child imports neither a fastsm nor a json of the current folder."""
     (tmp_path / "fastsm").mkdir()
     (tmp_path / "fastsm" / "__init__.py").write_text("raise SystemExit('the wrong fastsm')")
     (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')")
@@ -301,13 +301,13 @@ def test_the_child_imports_what_its_parent_did(source, tmp_path, monkeypatch):
 
 
 def test_the_standard_library_is_found():
-    """By default the files are those of the running Python."""
+    """By default the files are those of the running Python's standard library."""
     assert Path(demos.standard_library(), "os.py").samefile(sys.modules["os"].__file__)
 
 
 @pytest.mark.parametrize("options", [{"chunk": 0}, {"flush_every": 0}])
 def test_sizes_below_one_are_refused(source, options):
-    """A chunk has at least one entry."""
+    """Sizes below one, such as a chunk without entries, are refused."""
     with pytest.raises(ValueError, match="at least 1"):
         run_demo(source=str(source), **options)
 
@@ -316,7 +316,7 @@ def test_sizes_below_one_are_refused(source, options):
     ("size", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (102_273_533, "102.3 MB"), (5e9, "5.00 GB")]
 )
 def test_sizes_read_well(size, text):
-    """Decimal units, as disks are sold."""
+    """Sizes are shown in decimal units."""
     assert demos.size_text(size) == text
 
 
@@ -324,5 +324,5 @@ def test_sizes_read_well(size, text):
     ("seconds", "text"), [(0, "0 ns"), (1.2e-6, "1.2 µs"), (0.03, "30.0 ms"), (0.351, "351 ms"), (2.94, "2.9 s")]
 )
 def test_times_read_well(seconds, text):
-    """Three digits and a unit."""
+    """Times are shown with three digits and a unit."""
     assert demos.time_text(seconds) == text

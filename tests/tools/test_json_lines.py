@@ -1,4 +1,4 @@
-"""Dump and load: a state as lines of JSON, and the same state again."""
+"""Dump and load: a state as lines of JSON, and the same state made from them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def snapshot_of(path: Path, out: Path) -> bytes:
 
 @pytest.fixture
 def filled(directory, machine_at):
-    """A directory with a base, a log after it, a membership, binary keys, several terms and gaps between them."""
+    """Provide a directory with a base, a log, a membership, binary keys, several terms and gaps between them."""
     history = History(11, contiguous=False, large=False)
     with machine_at(directory, contiguous=False) as machine:
         for chunk, _ in zip(history, range(60), strict=False):
@@ -38,7 +38,7 @@ def filled(directory, machine_at):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_loaded_dump_is_the_same_state(tmp_path, machine_at, seed):
-    """A snapshot of what was loaded is, byte for byte, that of what was dumped: indexes, terms, membership."""
+    """A loaded state has the same snapshot, byte for byte, as the dumped one: indexes, terms, membership."""
     history = History(seed, contiguous=bool(seed % 2), large=False)
     with machine_at(tmp_path / "a", contiguous=bool(seed % 2)) as machine:
         for chunk, _ in zip(history, range(30), strict=False):
@@ -51,7 +51,7 @@ def test_a_loaded_dump_is_the_same_state(tmp_path, machine_at, seed):
 
 
 def test_a_directory_and_its_snapshot_dump_the_same(filled, tmp_path):
-    """Whether it is read from base and log or from a snapshot's file, flat or compressed, a state is the same lines."""
+    """A state's dump has the same lines from its directory and from its snapshot, flat or compressed."""
     expected = dumped(json_lines.dump_state(filled))
     for codec in ("none", "zstd"):
         with fastsm.FastStateMachine(filled, read_only=True) as machine:
@@ -62,7 +62,7 @@ def test_a_directory_and_its_snapshot_dump_the_same(filled, tmp_path):
 
 
 def test_the_first_line_says_what_the_others_are(directory, machine_at):
-    """Operation, last applied, runs of terms, number of keys; then one line a record, text as text, else Base64."""
+    """The first line has last applied, runs and number of keys; then comes a line for each record, and an end mark."""
     with machine_at(directory) as machine:
         machine.apply([(1, 1, fastsm.put("grün".encode(), b"\xff")), (2, 3, fastsm.delete(b"x\x1b[2J"))])
         machine.apply([(3, 3, fastsm.config(b"nodes"))])
@@ -79,7 +79,7 @@ def test_the_first_line_says_what_the_others_are(directory, machine_at):
 
 
 def test_a_dump_by_prefix_holds_those_keys_alone(directory, tmp_path, machine_at):
-    """It says so, and can be loaded: last applied is the same, the other keys are not there."""
+    """A dump by prefix names the prefix, has only its keys, and can be loaded with the same last applied entry."""
     with machine_at(directory) as machine:
         machine.apply([(1, 1, fastsm.put(b"a/1", b"1")), (2, 1, fastsm.put(b"b/1", b"2")), (3, 1, fastsm.noop())])
     lines = dumped(json_lines.dump_state(directory, prefix=b"b/"))
@@ -88,7 +88,7 @@ def test_a_dump_by_prefix_holds_those_keys_alone(directory, tmp_path, machine_at
 
 
 def test_a_dump_of_a_part_of_the_log(filled):
-    """From and to are entries, both included; the base's entries are not in the log."""
+    """A dump of a part of the log includes both given entries; a log that starts after a base cannot be loaded."""
     whole = [json.loads(line) for line in dumped(json_lines.dump_log(filled))]
     base = whole[0]["base"][0]
     first, last = base + 5, base + 40
@@ -100,7 +100,7 @@ def test_a_dump_of_a_part_of_the_log(filled):
 
 
 def test_a_dump_as_of_an_earlier_entry(directory, machine_at):
-    """The state after that entry; before the base there is none."""
+    """A dump as of an earlier entry has the state after it; before the base there is none."""
     with machine_at(directory) as machine:
         machine.apply([(i, 1, fastsm.put(b"k", b"%d" % i)) for i in range(1, 6)])
         machine.apply([(6, 2, fastsm.put(b"k", b"6"))])
@@ -115,7 +115,7 @@ def test_a_dump_as_of_an_earlier_entry(directory, machine_at):
 
 
 def test_lines_written_by_hand_are_entries_of_their_own(tmp_path):
-    """Without indexes they count from 1, without terms the term is 1, and the first line need not announce anything."""
+    """Handwritten lines need no first line, no indexes, which then count from 1, and no terms, which are then 1."""
     lines = [
         b'{"key": "a", "value": "1"}\n', b"\n", b'{"key_base64": "/w==", "value": ""}',
         b'{"operation": "delete", "key": "a"}',
@@ -167,7 +167,7 @@ def test_lines_written_by_hand_are_entries_of_their_own(tmp_path):
     ],
 )
 def test_wrong_lines_leave_no_directory(tmp_path, lines, says):
-    """The error names the line, and what was begun is removed."""
+    """The error of a wrong line names the line, and the new directory is removed."""
     with pytest.raises(json_lines.LoadError) as raised:
         json_lines.load(tmp_path / "new", lines)
     assert str(raised.value).startswith(says)
@@ -192,8 +192,8 @@ HEAD = '{"operation": "state", "last_applied": [9, 2], "runs": [[1, 5, 1], [6, 9
         (['{"key": "a", "value": ""}', '{"key": "%s", "value": ""}' % ("k" * 70_000)], 2),
     ],
 )
-def test_what_no_raft_log_could_hold_is_refused_with_its_line(tmp_path, lines, wrong):
-    """Terms that fall, entries of another term than announced, keys that are too long: the error names the line."""
+def test_a_line_that_no_raft_log_could_hold_is_refused(tmp_path, lines, wrong):
+    """Falling terms, entries of another term than announced, and oversized keys are errors that name the line."""
     with pytest.raises(json_lines.LoadError) as raised:
         json_lines.load(tmp_path / "new", [line.encode() for line in lines])
     assert raised.value.line == wrong
@@ -201,7 +201,7 @@ def test_what_no_raft_log_could_hold_is_refused_with_its_line(tmp_path, lines, w
 
 
 def test_a_directory_that_is_not_empty_is_not_loaded_into(filled):
-    """What is there stays."""
+    """A directory that is not empty is refused, and its files stay."""
     before = sorted(path.name for path in filled.iterdir())
     with pytest.raises(StorageError, match="name a new or an empty directory"):
         json_lines.load(filled, [b'{"key": "a", "value": "1"}'])
@@ -212,7 +212,7 @@ def test_a_directory_that_is_not_empty_is_not_loaded_into(filled):
 
 @pytest.mark.parametrize("kind", ["state", "prefix", "as of", "log", "snapshot"])
 def test_a_dump_cut_at_any_line_is_an_error_and_makes_nothing(tmp_path, machine_at, kind):
-    """Whatever of it is missing at the end, or in the middle: a ``LoadError``, and no directory."""
+    """A dump that lacks lines at the end or in the middle is a ``LoadError``, and makes no directory."""
     with machine_at(tmp_path / "a") as machine:
         machine.apply([(i, 1, fastsm.put(b"key %d" % i, b"value")) for i in range(1, 8)])
         machine.apply([(8, 2, fastsm.delete(b"key 3")), (9, 2, fastsm.config(b"nodes"))])
@@ -235,7 +235,7 @@ def test_a_dump_cut_at_any_line_is_an_error_and_makes_nothing(tmp_path, machine_
 
 
 def test_a_dump_of_before_the_end_mark_loads(tmp_path):
-    """It announces no end; but where it says how many keys there are, fewer are an error."""
+    """A dump without an end mark, from an older release, loads; if it announces its keys, fewer are an error."""
     lines = [
         b'{"operation": "state", "last_applied": [3, 1], "runs": [[1, 3, 1]], "keys": 2}',
         b'{"operation": "put", "index": 1, "term": 1, "key": "a", "value": "1"}',
@@ -249,7 +249,7 @@ def test_a_dump_of_before_the_end_mark_loads(tmp_path):
 
 @pytest.mark.parametrize("index", [2**63 - 1, 2**63, 2**64 - 2])
 def test_the_largest_indexes_and_terms_load(tmp_path, machine_at, index):
-    """Whatever a dump writes is taken back: an equal snapshot."""
+    """A dump with the largest indexes and terms loads as an equal state."""
     with machine_at(tmp_path / "a", contiguous=False) as machine:
         machine.apply([(5, 1, fastsm.put(b"a", b"")), (index, 2**64 - 2, fastsm.put(b"b", b""))])
     json_lines.load(tmp_path / "b", dumped(json_lines.dump_state(tmp_path / "a")))
@@ -259,7 +259,7 @@ def test_the_largest_indexes_and_terms_load(tmp_path, machine_at, index):
 
 
 def test_a_dump_that_ends_early_is_a_state_as_of_its_end(tmp_path: Path) -> None:
-    """Raft sends what comes after the last entry that is there, not after the last one that was dumped from."""
+    """Last applied of a loaded partial log is its last entry, after which Raft then sends the rest."""
     with fastsm.FastStateMachine(tmp_path / "state") as machine:
         machine.apply([(index, 1, fastsm.put(b"%d" % index, b"")) for index in range(1, 6)])
     last, entries, keys = json_lines.load(tmp_path / "new", dumped(json_lines.dump_log(tmp_path / "state", last=2)))

@@ -1,4 +1,4 @@
-"""A state that a tool makes: in any place where a state can be, whole or not at all, and nothing left for ever."""
+"""A state that a tool makes: in any place where a state can be, whole or not at all, without permanent leftovers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read(path: Path) -> list[tuple[bytes, bytes]]:
     "place", ["missing", "missing parents", "empty", "lost+found", "a lock of before", "long name"]
 )
 def test_a_state_is_made_where_one_can_be(tmp_path: Path, place: str) -> None:
-    """In a missing directory, an empty one, a volume's root with ``lost+found``, and under the longest name."""
+    """A state is made in a missing directory, an empty one, one with ``lost+found``, and under the longest name."""
     path = tmp_path / {"missing parents": "a/b/c", "long name": "n" * 255}.get(place, "new")
     if place in ("empty", "lost+found", "a lock of before"):
         path.mkdir()
@@ -50,7 +50,7 @@ def test_a_state_is_made_where_one_can_be(tmp_path: Path, place: str) -> None:
 
 
 def test_the_root_of_a_mounted_volume_will_do(tmp_path: Path) -> None:
-    """It cannot be replaced by a rename, and its parent may be read-only."""
+    """A state is made in the root of a mounted volume, which no rename can replace."""
     volume = tmp_path / "volume"
     volume.mkdir()
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "none", volume], check=False).returncode:
@@ -64,8 +64,8 @@ def test_the_root_of_a_mounted_volume_will_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "CURRENT", "log-1", "snapshot.fsm", "sub"])
-def test_what_is_there_already_is_not_touched(tmp_path: Path, name: str) -> None:
-    """Anything but ``lost+found`` is a ``StorageError`` that names it; no file is made or changed, LOCK neither."""
+def test_an_existing_target_stays_unchanged(tmp_path: Path, name: str) -> None:
+    """A file in the target is a ``StorageError`` that names it; no file is made or changed, not even LOCK."""
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / name).write_bytes(b"somebody's")
     with pytest.raises(StorageError, match=f"not empty: it has '{name}'") as caught, new_state(tmp_path / "new"):
@@ -76,7 +76,7 @@ def test_what_is_there_already_is_not_touched(tmp_path: Path, name: str) -> None
 
 
 def test_a_whole_state_is_not_touched(tmp_path: Path) -> None:
-    """Not even opened: byte for byte as it was."""
+    """A directory with a state is refused, and stays the same byte for byte."""
     with FastStateMachine(tmp_path / "new") as machine:
         fill(machine)
     before = contents(tmp_path / "new")
@@ -87,7 +87,7 @@ def test_a_whole_state_is_not_touched(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("made", [True, False])
 def test_an_error_leaves_nothing(tmp_path: Path, made: bool) -> None:
-    """A directory that was made is removed, one that was there is empty again, but for its lock."""
+    """After an error a new directory is removed; one that existed keeps only LOCK and PUBLISHED."""
     if not made:
         (tmp_path / "new").mkdir()
 
@@ -103,7 +103,7 @@ def test_an_error_leaves_nothing(tmp_path: Path, made: bool) -> None:
 
 
 def killed_at(path: Path, call: int) -> bool:
-    """Fills a directory in a child that is killed at the n-th call to the disk; returns whether it was."""
+    """Fill a directory in a child that is killed at the n-th call to the disk; return whether it was."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -139,7 +139,7 @@ def fill_until(path: Path, call: int) -> None:
 
 
 def test_a_killed_tool_leaves_nothing_for_ever(tmp_path: Path) -> None:
-    """Wherever it is killed: the next opening finds nothing or the whole state, and the tool can run again."""
+    """After a kill at any call the next opening finds nothing or the whole state, and the tool can run again."""
     outcomes = []
     for call in range(200):
         path = tmp_path / f"{call}"
@@ -163,7 +163,7 @@ def test_a_killed_tool_leaves_nothing_for_ever(tmp_path: Path) -> None:
 
 
 def test_looking_at_what_is_unfinished_says_so(tmp_path: Path) -> None:
-    """A reader is told that it counts as nothing yet, a writer that the tool has it open."""
+    """While a tool makes a state, inspect and readers report it as unfinished, and owners find it locked."""
     with new_state(tmp_path / "new") as machine:
         fill(machine)
         assert "a restore or a load that did not finish" in (inspection.inspect(tmp_path / "new").problem or "")
@@ -176,7 +176,7 @@ def test_looking_at_what_is_unfinished_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"notes", MARK[:-1], MARK + b"more", bytes(len(MARK))])
 def test_only_the_tool_s_own_mark_counts(tmp_path: Path, content: bytes) -> None:
-    """A file of that name that says anything else makes nothing go."""
+    """A file with the mark's name but other content does not cause a state to be removed."""
     with FastStateMachine(tmp_path) as machine:
         fill(machine)
     (tmp_path / UNFINISHED).write_bytes(content)
@@ -185,7 +185,7 @@ def test_only_the_tool_s_own_mark_counts(tmp_path: Path, content: bytes) -> None
 
 
 def test_a_lost_directory_stays_free_for_what_is_restored(directory: Path, tmp_path: Path) -> None:
-    """Refusing for want of the expected entries makes no state, so that ``restore`` finds the place empty."""
+    """An opening that fails because expected entries are missing makes no state, so that ``restore`` can."""
     with FastStateMachine(tmp_path / "replica") as replica:
         replica.apply([(1, 1, put(b"a", b"1"))])
         replica.write_snapshot(tmp_path)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A log of several segments, closed."""
+    """Provide the path of a closed log of several segments."""
     monkeypatch.setattr(fastsm.raft_log, "SEGMENT_BYTES", 4096)
     with RaftLog(tmp_path / "log") as log:
         log.save_hard_state(3, b"node-\xff")
@@ -39,7 +39,7 @@ def run(*arguments: object) -> tuple[int, str]:
 
 
 def test_inspect_shows_what_there_is(path: Path) -> None:
-    """In words, and as JSON; nothing is written."""
+    """inspect shows a log in words and as JSON, and writes nothing."""
     before = contents(path)
     code, text = run("inspect", path)
     assert code == 0
@@ -53,7 +53,7 @@ def test_inspect_shows_what_there_is(path: Path) -> None:
 
 
 def test_verify_names_the_damage(path: Path) -> None:
-    """A sentence when all is right; else status 1 and the file."""
+    """verify prints a sentence for a sound log; damage has status 1 and the name of the file."""
     code, text = run("verify", path)
     assert code == 0
     assert "14 entries up to 21" in text
@@ -67,7 +67,7 @@ def test_verify_names_the_damage(path: Path) -> None:
 
 
 def test_dump_writes_entries_and_hard_state(path: Path) -> None:
-    """One line each; a range of them; no way to load them as a state."""
+    """dump writes a line for each entry, all or a range, and for the hard state; load refuses them as a state."""
     lines = list(json_lines.dump_state(path))
     assert lines[0]["operation"] == "raft log"
     assert (lines[0]["term"], lines[0]["border_index"]) == (3, 7)
@@ -82,7 +82,7 @@ def test_dump_writes_entries_and_hard_state(path: Path) -> None:
 
 
 def test_tools_look_next_to_the_owner(path: Path) -> None:
-    """While it appends, compacts and syncs: what they show is whole, and the owner is not disturbed."""
+    """While an owner appends, compacts and syncs, the tools show a whole log, and do not disturb the owner."""
     stop = threading.Event()
     with RaftLog(path) as log:
 
@@ -108,7 +108,7 @@ def test_tools_look_next_to_the_owner(path: Path) -> None:
 
 
 def test_a_torn_tail_is_told_of(path: Path) -> None:
-    """What opening would cut off; it is still there afterwards."""
+    """A torn tail, which an opening would cut, is reported and stays."""
     with RaftLog(path) as log:
         log.append([(22, 3, bytes(700))])
         log.sync()
@@ -126,7 +126,7 @@ def test_a_torn_tail_is_told_of(path: Path) -> None:
 
 @pytest.mark.parametrize("lost", ["NEWEST", "journal"])
 def test_a_lost_file_is_a_problem(path: Path, lost: str) -> None:
-    """Inspect names it, with status 1; verify and dump raise."""
+    """inspect names a missing file, with status 1; verify and dump raise."""
     name = lost if lost == "NEWEST" else min(each.name for each in path.glob("journal-*"))
     (path / name).unlink()
     assert inspection.inspect(path).problem is not None
@@ -138,7 +138,7 @@ def test_a_lost_file_is_a_problem(path: Path, lost: str) -> None:
 
 
 def test_commands_for_a_state_say_what_it_is(path: Path) -> None:
-    """``get`` and its siblings name the commands that read a log."""
+    """``get`` and other commands for a state say that this is a log, and name the commands that read it."""
     with pytest.raises(StorageError, match="a Raft log; `fastsm inspect`"):
         inspection.require_state(path)
     with pytest.raises(StorageError, match="a Raft log"):
@@ -146,7 +146,7 @@ def test_commands_for_a_state_say_what_it_is(path: Path) -> None:
 
 
 def test_a_log_that_was_not_begun(tmp_path: Path) -> None:
-    """A first opening that was cut short has left a segment, and no name of it: an empty log."""
+    """A segment without NEWEST, as an interrupted first opening leaves it, is an empty log."""
     RaftLog(tmp_path / "log").close()
     os.truncate(tmp_path / "log" / "journal-1", 96)
     (tmp_path / "log" / "NEWEST").unlink()
@@ -157,7 +157,7 @@ def test_a_log_that_was_not_begun(tmp_path: Path) -> None:
 
 
 def test_the_journal_of_pysyncobj_is_such_a_log(tmp_path: Path) -> None:
-    """Its directory is of the same format."""
+    """The tools read the directory of a PySyncObj node's journal, which has the same format."""
     pysyncobj = pytest.importorskip("fastsm.integrations.pysyncobj")
     journal = pysyncobj.FastJournal(tmp_path / "journal")
     journal.add(b"first", 1, 0)

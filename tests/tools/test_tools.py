@@ -1,4 +1,4 @@
-"""Looking from outside, and repair: what inspect, verify and repair say of whole, torn and damaged directories."""
+"""inspect, verify and repair of whole, torn and damaged directories."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.inside import inside
 
 @pytest.fixture
 def flushed(directory, machine_at):
-    """A closed directory of 60 entries in frames of one, flushed after each ten; keys differ."""
+    """Provide a closed directory of 60 entries with different keys, one per frame, flushed after each ten."""
     with machine_at(directory) as machine:
         for index in range(1, 61):
             machine.apply([(index, 1 + index // 20, fastsm.put(b"key-%d" % index, b"value" * 9))])
@@ -46,7 +46,7 @@ def flip(path, offset):
 
 
 def test_frames_say_what_was_applied(directory, machine_at):
-    """Each chunk is a frame with its runs, gaps included, and its records; a close is the last."""
+    """Each chunk is a frame with its runs, including gaps, and its records; a close is the last frame."""
     with machine_at(directory, contiguous=False) as machine:
         machine.apply([(1, 1, fastsm.put(b"a", b"1")), (2, 1, fastsm.noop()), (5, 2, fastsm.delete(b"a"))])
         machine.flush()
@@ -63,7 +63,7 @@ def test_frames_say_what_was_applied(directory, machine_at):
 
 
 def test_a_directory_in_use_is_looked_at_and_goes_on(directory, machine_at):
-    """The report names the owner, shows what is applied, and the owner notices nothing."""
+    """While a directory is in use, the report names the owner and shows what is applied; the owner is not disturbed."""
     machine = machine_at(directory)
     machine.apply([(1, 1, fastsm.put(b"a", b"1"))])
     report = inspection.inspect(directory)
@@ -75,7 +75,7 @@ def test_a_directory_in_use_is_looked_at_and_goes_on(directory, machine_at):
 
 
 def test_inspecting_writes_nothing(flushed):
-    """Every file is as it was, byte and time."""
+    """inspect changes neither a byte nor a time of any file."""
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in flushed.iterdir()}
     inspection.inspect(flushed)
     inspection.verify(flushed)
@@ -83,13 +83,13 @@ def test_inspecting_writes_nothing(flushed):
 
 
 def kill_after(path, statements):
-    """Runs statements on a machine at a path in a process of its own, which ends without closing it."""
+    """Run statements on a machine in another process, which ends without closing the machine."""
     code = f"import fastsm, os; machine = fastsm.FastStateMachine({str(path)!r})\n{statements}\nos._exit(0)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_torn_tail_is_told_and_is_no_damage(directory):
-    """What opening would cut is counted; verify calls the rest whole, repair has nothing to do."""
+    """The bytes of a torn tail are counted; verify finds the rest whole, and repair has nothing to do."""
     kill_after(directory, "machine.apply([(1, 1, fastsm.put(b'a', b'1'))]); machine.flush()")
     report = inspection.inspect(directory)
     assert report.recovery.torn_bytes == 0
@@ -107,9 +107,9 @@ def test_a_torn_tail_is_told_and_is_no_damage(directory):
 
 
 def test_damage_that_only_a_later_frame_proves_is_found(directory):
-    """After an unclean end CURRENT knows little: it is a later frame's watermark that tells damage from a torn tail.
+    """After an unclean end a later frame's watermark proves that a bad frame is damage, not a torn tail.
 
-    inspect and verify say what opening would say.
+    inspect and verify report it as an opening would.
     """
     kill_after(
         directory,
@@ -132,11 +132,11 @@ def test_damage_that_only_a_later_frame_proves_is_found(directory):
 
 @pytest.mark.parametrize("seed", range(40))
 def test_inspect_foresees_what_opening_finds(tmp_path, flushed, seed):
-    """Whatever is cut or flipped, inspect names a problem exactly where opening raises, and the same torn bytes."""
+    """Whatever is cut or flipped, inspect reports a problem if and only if opening raises, and the same torn bytes."""
     draw = random.Random(seed)
     log = flushed / "log-1"
     size = log.stat().st_size
-    if draw.random() < 0.5:  # CURRENT of an unclean end: nothing is known durable but by the frames
+    if draw.random() < 0.5:  # CURRENT of an unclean end: only frames say what is durable
         with fastsm.FastStateMachine(flushed, read_only=True) as machine:
             head = inside(machine).log.head
         current = headers.CurrentFile(head.generation, head.identity, headers.LOG_HEADER_BYTES)
@@ -159,7 +159,7 @@ def test_inspect_foresees_what_opening_finds(tmp_path, flushed, seed):
 
 
 def test_a_snapshot_is_looked_at_without_a_directory(flushed, tmp_path):
-    """Its header, its runs, its membership; a folder that holds one will do."""
+    """inspect shows a snapshot's header, runs and membership, given its file or its folder."""
     with fastsm.FastStateMachine(flushed) as machine:
         machine.apply([(61, 9, fastsm.config(b"nodes"))])
         metadata = machine.write_snapshot(tmp_path / "out")
@@ -179,7 +179,7 @@ def test_a_snapshot_is_looked_at_without_a_directory(flushed, tmp_path):
 
 @pytest.mark.parametrize("at", [0, 7, 30, 60])
 def test_repair_keeps_what_is_before_the_damage(flushed, at):
-    """Examining changes nothing; repairing keeps the frames before the damaged one, and the old log aside."""
+    """examine changes nothing; repair keeps the frames before the damaged one, and sets the old log aside."""
     frames = frames_of(flushed)
     log = flushed / "log-1"
     flip(log, frames[at].offset + 30)
@@ -198,7 +198,7 @@ def test_repair_keeps_what_is_before_the_damage(flushed, at):
 
 
 def test_repair_of_a_lost_current(flushed):
-    """With one log there is no doubt which one it named."""
+    """A lost CURRENT is repaired if there is only one log that it can have named."""
     (flushed / "CURRENT").unlink()
     assert repair.examine(flushed).offset is None
     repair.repair(flushed)
@@ -207,18 +207,18 @@ def test_repair_of_a_lost_current(flushed):
 
 
 def test_stats_print_in_human_units(flushed):
-    """print(machine.stats()) is a page for people; as_dict is for programs."""
+    """print(machine.stats()) shows keys, log, recovery and flushes in a form for people."""
     with fastsm.FastStateMachine(flushed) as machine:
         text = str(machine.stats())
     for expected in ("60, 4.", "entry 60 of term 4", "a clean close, 61 frames", "0 flushes"):
         assert expected in text
 
 
-# ---- next to an owner, and beyond a piece -------------------------------------------------------------
+# ---- while an owner writes, and frames larger than a piece --------------------------------------------
 
 
-def test_looking_beside_an_owner_finds_nothing_wrong(directory, machine_at):
-    """However often the owner appends, flushes and goes on to another generation, every look sees a whole state."""
+def test_looking_while_an_owner_writes_finds_nothing_wrong(directory, machine_at):
+    """While an owner appends, flushes and switches generations, every look sees a whole state."""
     machine = machine_at(directory, auto_compact=False)
     stop = threading.Event()
 
@@ -246,7 +246,7 @@ def test_looking_beside_an_owner_finds_nothing_wrong(directory, machine_at):
 
 
 def test_proof_of_damage_is_found_in_large_frames(directory):
-    """A frame that proves damage may be larger than what is read at once, and lie across two readings."""
+    """A frame that proves damage is found even if it is larger than the pieces in which the log is read."""
     kill_after(
         directory,
         "for i in range(1, 5):\n"
@@ -263,7 +263,7 @@ def test_proof_of_damage_is_found_in_large_frames(directory):
 
 
 def test_a_large_torn_tail_is_counted(directory):
-    """What is after the end is read in pieces; the last byte that is not zero counts."""
+    """A torn tail that is read in several pieces is counted up to its last byte that is not zero."""
     kill_after(directory, "machine.apply([(1, 1, fastsm.put(b'a', b'1'))]); machine.flush()")
     end = inspection.inspect(directory).stats.log_bytes
     with open(directory / "log-1", "r+b") as log:
@@ -274,8 +274,8 @@ def test_a_large_torn_tail_is_counted(directory):
         assert machine.stats().recovery.torn_bytes == 9_000_001
 
 
-def test_repair_behind_a_base(flushed):
-    """The base stays, and what the log holds before the damage; cut at its first frame, the base alone is left."""
+def test_repair_after_a_base(flushed):
+    """A repair keeps the base and the frames before the damage; if the first frame is damaged, only the base."""
     with fastsm.FastStateMachine(flushed) as machine:
         machine.compact(40)
         machine.write_snapshot(flushed.parent / "snapshots")
