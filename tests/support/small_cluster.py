@@ -10,12 +10,12 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fastsm import FastStateMachine, add, compare_and_swap, put
+from fastsm import FastStateMachine, Reader, add, compare_and_swap, put
 from support.linearizability import UNKNOWN, Operation
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "raft_from_nothing"
@@ -147,6 +147,15 @@ class Cluster:
     def heal(self) -> None:
         for wire in self.wires.values():
             wire.open.set()
+
+    async def settle(self, seconds: float = 60) -> None:
+        """Wait until all members have applied the same entries, as readers of their directories see it."""
+        stop = asyncio.get_running_loop().time() + seconds
+        with ExitStack() as stack:
+            readers = [stack.enter_context(Reader(self.directory / name / "state")) for name in self.members]
+            while len(applied := {reader.refresh() for reader in readers}) > 1:
+                assert asyncio.get_running_loop().time() < stop, applied
+                await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
         self.heal()
@@ -301,7 +310,7 @@ async def trial(
         load.over = True
         await asyncio.wait_for(asyncio.gather(*clients), 300)
         counted = await asyncio.wait_for(load.final(), 300)
-        await asyncio.sleep(0.5)  # so that the followers learn the commit index
+        await cluster.settle()  # the followers learn the commit index with the next heartbeat
     finally:
         await cluster.stop()
     return {
