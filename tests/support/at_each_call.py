@@ -50,7 +50,7 @@ from support.inside import inside
 
 HANGS_AFTER = 20
 CODES = (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.ENOMEM, errno.EDQUOT)
-SIZES = (10, 13 << 10, 10, 300 << 10, 0)  # of values: stored, written aside, written in several pieces
+SIZES = (10, 13 << 10, 10, 140 << 10, 0)  # of values: stored, written aside, written in several pieces
 
 acknowledged = mmap.mmap(-1, mmap.PAGESIZE)  # shared with the children: which chunks have returned
 
@@ -156,7 +156,7 @@ FAULTS = {
     "address space": Fault(
         lambda library, n: limited(resource.RLIMIT_AS, address_space(), 1 << 20, library, n), most=40, enough=3
     ),
-    "file size": Fault(lambda library, n: limited(resource.RLIMIT_FSIZE, 0, 12 << 10, library, n), most=40, enough=3),
+    "file size": Fault(lambda library, n: limited(resource.RLIMIT_FSIZE, 0, 12 << 10, library, n), most=60, enough=3),
 }
 
 
