@@ -15,7 +15,7 @@ MODULES = [
     *(f"generation.{name}" for name in ("recovery", "framefile", "log", "steps", "changes")),
     *(f"generation.{name}" for name in ("saved_order", "saved_table", "loaded_table")),
     "snapshot.capture", "core.watchers",
-    *(f"core.{name}" for name in ("awaited", "frozen", "state", "ordered", "timed", "turns", "view", "expiring",
+    *(f"core.{name}" for name in ("awaited", "frozen", "state", "ordered", "timed", "turns", "scratch", "view", "expiring",
                                   "tx", "judging", "chunk", "engine", "group_commit", "jobs")),
     "core.matching", *(f"reading.{name}" for name in ("frames", "following", "tail")),
     *(f"journal.{name}" for name in ("format", "entries", "segment", "segments", "recovery", "journal", "engine")),

@@ -63,6 +63,7 @@ files to memory to the machine; each module imports only modules listed before i
         frozen              the present state, held still: iterators, columns
         state               the applied state, and every way to read it
         ordered, timed      reads in the order of the keys: scans, counts, iterators; clock and deadlines
+        scratch             memory for what judging a chunk makes
         view, expiring, tx  the state as commands in a chunk see it; as ticks see it; as procedures see it
         judging             the outcome of each entry of a chunk
         chunk, turns        a chunk being applied; one writer at a time

@@ -122,7 +122,7 @@ cdef object copy_value(object value, int depth, uint64_t room, uint64_t *size):
 
 # ---- results in sessions -----------------------------------------------------------------------------------
 
-cpdef bytes pack_session(uint64_t sequence, uint64_t deadline, bytes result):
+def pack_session(uint64_t sequence, uint64_t deadline, bytes result):
     """Returns the value of a session's record."""
     cdef bytes made = PyBytes_FromStringAndSize(NULL, 16 + PyBytes_GET_SIZE(result))
     cdef uint8_t *p = <uint8_t *>PyBytes_AS_STRING(made)
@@ -132,7 +132,7 @@ cpdef bytes pack_session(uint64_t sequence, uint64_t deadline, bytes result):
     return made
 
 
-def pack_result(result):
+cpdef pack_result(result):
     """Returns the result of an entry as bytes; None if its value takes more than 1 MiB."""
     cdef uint64_t size
     cdef bytes packed

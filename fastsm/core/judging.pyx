@@ -9,18 +9,18 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
-from fastsm.answers cimport answer, pack_session
+from fastsm.answers cimport answer, pack_result
 from fastsm.command cimport (
     ABSENT, ADD, CALL, COMPARE_AND_SWAP, DELETE_RANGE, EXISTS, MODIFIED_AT, Operation, READ, TRANSACTION,
     FORGET, NO_DEADLINE, ONCE, OPEN_SESSION, TICK, TOUCH, call_name, call_version, number_at,
 )
 from fastsm.core.expiring cimport Expiring
 from fastsm.core.tx cimport Tx
-from fastsm.core.view cimport DONE, Found, MISMATCH, Step, TOO_LARGE
+from fastsm.core.view cimport DONE, Found, MISMATCH, SessionId, Step, TOO_LARGE
 from fastsm.disk.format cimport SESSION_RESULT
 from fastsm.lookup.terms cimport Terms
 
-from fastsm.answers import MAX_ANSWER_SIZE, REASONS, checked_value, pack_result, same_answer, unpack_result
+from fastsm.answers import MAX_ANSWER_SIZE, REASONS, checked_value, same_answer, unpack_result
 from fastsm.errors import ProcedureError
 from fastsm.procedures import answer_of_error, answer_of_value, refuse_trouble
 
@@ -96,14 +96,17 @@ cdef class Judge:
         """Opens a session, whose id is the entry's index, or forgets a session."""
         cdef uint64_t number = number_at(step.operation.key - 8)
         cdef uint64_t index = step.index
+        cdef SessionId session
         cdef Found found
         if step.operation.kind == OPEN_SESSION:
-            self.view.write_session(index, step.entry, index, pack_session(0, number, b""))
+            session = self.view.session_id(index)
+            self.view.write_session(index, step.entry, &session, 0, number, b"")
             return answer(True, index, None)
-        self.view.look_at_session(number, &found)
+        session = self.view.session_id(number)
+        self.view.look_at_session(&session, &found)
         if found.size == ABSENT:
             return False
-        self.view.write_session(index, step.entry, number, None)
+        self.view.forget_session(index, step.entry, &session)
         return True
 
     cdef object judge_once(self, size_t head, size_t stop):
@@ -115,8 +118,9 @@ cdef class Judge:
         cdef uint64_t deadline = number_at(numbers + 16)
         cdef uint64_t last
         cdef size_t mark = self.view.count
+        cdef SessionId session = self.view.session_id(number_at(numbers))
         cdef Found found
-        self.view.look_at_session(number_at(numbers), &found)
+        self.view.look_at_session(&session, &found)
         if found.size == ABSENT:
             return answer(False, None, "no session")
         last = number_at(found.value)
@@ -133,7 +137,7 @@ cdef class Judge:
             self.view.take_back(mark)
             result = answer(False, None, "too large")
             packed = pack_result(result)
-        self.view.write_session(index, entry, number_at(numbers), pack_session(sequence, deadline, packed))
+        self.view.write_session(index, entry, &session, sequence, deadline, packed)
         return result
 
     cdef object judge_tick(self, Step *step):

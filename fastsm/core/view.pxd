@@ -2,6 +2,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastsm.command cimport Operation, number_at
 from fastsm.core.ordered cimport Ordered
+from fastsm.core.scratch cimport Scratch
 from fastsm.disk.mapping cimport Mapping
 from fastsm.disk.format cimport (
     DEADLINE_SIZE, NO_DEADLINE, RECORD_DELETE, RECORD_PUT, RECORD_TOUCH, is_of_session,
@@ -47,6 +48,10 @@ ctypedef struct Found:
     int32_t latest        # the last write of the key in this chunk, which may be a touch, or -1
     uint64_t place        # of its record; 0: written by this chunk, or absent
 
+ctypedef struct SessionId:
+    uint64_t number
+    uint64_t hashed
+
 cdef enum:  # why an entry is refused: 1 + the position in `answers.REASONS`; 0: it is not refused
     DONE = 0
     MISMATCH = 1
@@ -77,6 +82,7 @@ cdef class View:
     cdef size_t used
     cdef list keys               # bytes objects that slots and writes point into, kept as long as the chunk
     cdef list values             # the same for values, except those that were taken back
+    cdef Scratch scratch         # keys and values that were made here, without an object each
     cdef list in_order           # keys put by writes before `ordered_writes`, sorted; None: no range was read yet
     cdef size_t ordered_writes
     cdef list cuts               # (number of writes, keys) for each time deleted keys were dropped from `in_order`
@@ -92,8 +98,13 @@ cdef class View:
     cdef int look(self, const uint8_t *key, size_t size, uint64_t hashed, Found *found) except -1
     cdef int look_for(
         self, Table table, bint session, const uint8_t *key, size_t size, uint64_t hashed, Found *found) except -1
-    cdef int look_at_session(self, uint64_t session, Found *found) except -1
-    cdef int write_session(self, uint64_t index, uint32_t entry, uint64_t session, bytes value) except -1
+    cdef int look_at_session(self, const SessionId *session, Found *found) except -1
+    cdef SessionId session_id(self, uint64_t number) noexcept
+    cdef int write_session(
+        self, uint64_t index, uint32_t entry, const SessionId *session, uint64_t sequence, uint64_t deadline,
+        bytes result) except -1
+    cdef int forget_session(self, uint64_t index, uint32_t entry, const SessionId *session) except -1
+    cdef int append_of_session(self, Step *step, uint64_t index, uint32_t entry, const SessionId *session) except -1
     cdef int32_t value_write(self, const Pending *slot) noexcept nogil
     cdef uint64_t deadline(self, const uint8_t *key, size_t size, uint64_t hashed) except? 0
     cdef uint64_t deadline_of(self, const Found *found) except? 0

@@ -10,13 +10,13 @@ from bisect import bisect_left
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
 
 from fastsm.command cimport ABSENT, DELETE_RANGE
 from fastsm.disk.format cimport (
     DEADLINE_SIZE, NO_DEADLINE, RECORD_DELETE, RECORD_FORGET, RECORD_KEY, RECORD_PUT, RECORD_SESSION, RECORD_TOUCH,
-    SESSION_ID_SIZE, may_be_live, record_deadline, record_index, record_key, record_key_size, record_length,
-    record_value_size,
+    SESSION_DEADLINE, SESSION_ID_SIZE, SESSION_RESULT, may_be_live, record_deadline, record_index, record_key,
+    record_key_size, record_length, record_value_size,
 )
 from fastsm.lookup.ranges cimport OrderedView
 
@@ -32,6 +32,7 @@ cdef enum:
     PAGE = 64                 # keys of a range that are fetched at a time
     FEW_NEW = 16              # up to this many new keys are inserted one by one
     FEW_PASSED = 32           # fewer keys than this are passed again each time
+    LONGEST_NUMBER = 20       # bytes of a 64-bit integer as text
 
 cdef size_t EVER = <size_t>-1
 
@@ -42,6 +43,9 @@ cdef class View:
     Thread safety: used by one writer at a time. Pointers lead into commands and bytes objects that the chunk keeps
     alive, and into the arena, which `mapping` keeps valid.
     """
+
+    def __cinit__(self):
+        self.scratch = Scratch()
 
     def __dealloc__(self):
         free(self.writes)
@@ -80,6 +84,7 @@ cdef class View:
         if self.slot_room > 2 * KEPT_STEPS:
             self.drop_slots()
         self.arena = NULL
+        self.scratch.forget()
         self.owner = self.index = self.table = self.mapping = self.log = None
         self.keys = self.values = self.in_order = self.cuts = self.passed_start = self.passed_end = None
         if self.room > KEPT_STEPS:
@@ -121,11 +126,16 @@ cdef class View:
         """Looks a key up. `CorruptionError` if its record, which is not verified yet, cannot be right."""
         return self.look_for(self.table, False, key, size, hashed, found)
 
-    cdef int look_at_session(self, uint64_t session, Found *found) except -1:
+    cdef int look_at_session(self, const SessionId *session, Found *found) except -1:
         """Looks a session up: what is found is the value of its record."""
-        cdef Table sessions = self.index.sessions
-        cdef const uint8_t *key = <const uint8_t *>&session
-        return self.look_for(sessions, True, key, SESSION_ID_SIZE, sessions.hash(key, SESSION_ID_SIZE), found)
+        return self.look_for(
+            self.index.sessions, True, <const uint8_t *>&session.number, SESSION_ID_SIZE, session.hashed, found)
+
+    cdef SessionId session_id(self, uint64_t number) noexcept:
+        cdef SessionId session
+        session.number = number
+        session.hashed = self.index.sessions.hash(<const uint8_t *>&number, SESSION_ID_SIZE)
+        return session
 
     cdef int look_for(
         self, Table table, bint session, const uint8_t *key, size_t size, uint64_t hashed, Found *found
@@ -460,14 +470,13 @@ cdef class View:
     cdef int write_number(self, const Step *step, int64_t number, uint64_t deadline) except -1:
         """Appends a put of a number, as text, to the key of a step."""
         cdef Step put = step[0]
-        cdef bytes text = number_text(number)
+        cdef uint8_t *text = self.scratch.take(LONGEST_NUMBER)
         if deadline != NO_DEADLINE:
             key = self.hold_key(step.operation.key, step.operation.key_size, deadline)
             put.operation.key = <const uint8_t *>PyBytes_AS_STRING(key) + DEADLINE_SIZE
             put.operation.timed = True
-        self.values.append(text)
-        put.operation.value = <const uint8_t *>PyBytes_AS_STRING(text)
-        put.operation.value_size = <uint32_t>PyBytes_GET_SIZE(text)
+        put.operation.value_size = write_decimal(text, number)
+        put.operation.value = text + LONGEST_NUMBER - put.operation.value_size
         put.record = RECORD_PUT
         return self.write(&put)
 
@@ -518,25 +527,42 @@ cdef class View:
         cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(key)
         return self.append_removal(step, data, PyBytes_GET_SIZE(key), self.table.hash(data, PyBytes_GET_SIZE(key)))
 
-    cdef int write_session(self, uint64_t index, uint32_t entry, uint64_t session, bytes value) except -1:
-        """Appends the new value of a session's record; None: the session is forgotten."""
+    cdef int write_session(
+        self, uint64_t index, uint32_t entry, const SessionId *session, uint64_t sequence, uint64_t deadline,
+        bytes result,
+    ) except -1:
+        """Appends a session's record: its last command's sequence number and result, and its deadline."""
         cdef Step step
-        cdef bytes key = PyBytes_FromStringAndSize(<const char *>&session, SESSION_ID_SIZE)
-        self.keys.append(key)
-        step.operation.key = step.operation.value = <const uint8_t *>PyBytes_AS_STRING(key)
-        step.operation.key_size = SESSION_ID_SIZE
+        cdef size_t size = PyBytes_GET_SIZE(result)
+        cdef uint8_t *value = self.scratch.take(SESSION_RESULT + size)
+        step.operation.value = value
+        step.operation.value_size = <uint32_t>(SESSION_RESULT + size)
+        memcpy(value, &sequence, 8)
+        memcpy(value + SESSION_DEADLINE, &deadline, 8)
+        memcpy(value + SESSION_RESULT, PyBytes_AS_STRING(result), size)
+        step.record = RECORD_SESSION
+        return self.append_of_session(&step, index, entry, session)
+
+    cdef int forget_session(self, uint64_t index, uint32_t entry, const SessionId *session) except -1:
+        """Appends the end of a session."""
+        cdef Step step
+        step.operation.value = NULL
         step.operation.value_size = 0
-        step.operation.timed = False
         step.record = RECORD_FORGET
-        if value is not None:
-            self.values.append(value)
-            step.operation.value = <const uint8_t *>PyBytes_AS_STRING(value)
-            step.operation.value_size = <uint32_t>PyBytes_GET_SIZE(value)
-            step.record = RECORD_SESSION
+        return self.append_of_session(&step, index, entry, session)
+
+    cdef int append_of_session(self, Step *step, uint64_t index, uint32_t entry, const SessionId *session) except -1:
+        cdef uint8_t *key = self.scratch.take(SESSION_ID_SIZE)
+        memcpy(key, &session.number, SESSION_ID_SIZE)
+        step.operation.key = key
+        if step.operation.value == NULL:
+            step.operation.value = key
+        step.operation.key_size = SESSION_ID_SIZE
+        step.operation.timed = False
         step.index = index
         step.entry = entry
-        step.hashed = self.index.sessions.hash(step.operation.key, SESSION_ID_SIZE)
-        return self.write(&step)
+        step.hashed = session.hashed
+        return self.write(step)
 
     cdef int write_bytes(
         self, uint64_t index, uint32_t entry, bytes key, bytes value, uint64_t deadline=NO_DEADLINE
@@ -614,10 +640,10 @@ cdef bint parse_number(const uint8_t *text, uint32_t size, int64_t *number) noex
     return True
 
 
-cdef bytes number_text(int64_t number):
-    cdef uint8_t text[20]
+cdef uint32_t write_decimal(uint8_t *text, int64_t number) noexcept nogil:
+    """Writes a number to the end of LONGEST_NUMBER bytes; returns its size."""
     cdef uint64_t rest = 0 - <uint64_t>number if number < 0 else <uint64_t>number
-    cdef int i = 20
+    cdef uint32_t i = LONGEST_NUMBER
     while True:
         i -= 1
         text[i] = <uint8_t>b"0" + <uint8_t>(rest % 10)
@@ -627,4 +653,4 @@ cdef bytes number_text(int64_t number):
     if number < 0:
         i -= 1
         text[i] = b"-"
-    return PyBytes_FromStringAndSize(<const char *>text + i, 20 - i)
+    return LONGEST_NUMBER - i
