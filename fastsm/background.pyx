@@ -38,6 +38,7 @@ cdef class BackgroundCall:
     cdef unsigned long thread
     cdef object process      # the process of the thread: a forked child has no such thread
     cdef bint interrupted
+    cdef bint ending         # too late to interrupt
     cdef KeptThread keeper   # None: a thread of its own
 
     def __cinit__(self, function, bint begins=True):
@@ -62,8 +63,11 @@ cdef class BackgroundCall:
             self.error = error
         finally:
             self.function = None
+            self.ending = True
+            if self.interrupted:
+                take_interruption()
             # From here to the release no other thread runs: whoever sees the end can already hand over the next call.
-            if self.keeper is not None and not self.interrupted:
+            if self.keeper is not None:
                 self.keeper.call = None
             self.over.release()
 
@@ -81,8 +85,8 @@ cdef class BackgroundCall:
 
     def interrupt(self):
         """Raises `KeyboardInterrupt` in the call, at its next step of Python code, unless it is over."""
-        # A call unlocks this at its end, under the GIL: so the thread still exists, and its number is not reused.
-        if self.over.locked():
+        # A call sets and unlocks these under the GIL: so the thread still exists, and its number is not reused.
+        if self.over.locked() and not self.ending:
             self.interrupted = True
             PyThreadState_SetAsyncExc(self.thread, KeyboardInterrupt)
 
@@ -99,11 +103,26 @@ cdef class BackgroundCall:
         return excuses(self.thread)
 
 
+cdef object python_step = eval("lambda: None")  # compiled code takes no interruption
+
+
+cdef int take_interruption() except -1:
+    """Takes an interruption that came too late for its call.
+
+    It would hit the thread's next call. If the thread ended, CPython 3.11 would look for it at every call of a Python
+    function, in all threads, and would never get past the first one under a profile function.
+    """
+    try:
+        python_step()
+    except (KeyboardInterrupt, MemoryError):  # it has none for this step either: the call's end must still be told
+        pass
+    return 0
+
+
 cdef class KeptThread:
     """A thread for one call after another, which ends when none has come for IDLE_SECONDS.
 
-    Starting a thread for each call takes five times as long. A thread whose call was interrupted takes no other one:
-    the interruption might come late, and hit that.
+    Starting a thread for each call takes five times as long.
 
     Thread safety: calls are handed over by the main thread alone.
     """
@@ -137,7 +156,7 @@ cdef class KeptThread:
         cdef BackgroundCall call = self.call
         while call is not None:
             call()
-            if self.call is call or self.process != os.getpid():  # interrupted, or this is a forked child
+            if self.process != os.getpid():  # this is a forked child
                 break
             call = None
             if not self.wakes.acquire(timeout=IDLE_SECONDS) and self.call is not None:

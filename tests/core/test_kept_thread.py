@@ -1,4 +1,4 @@
-"""The thread that runs the procedures of calls made in the main thread: kept for the next call, unless interrupted."""
+"""The thread that runs the procedures of calls made in the main thread, kept for the next call; late interruptions."""
 
 from __future__ import annotations
 
@@ -150,6 +150,46 @@ def test_an_interruption_never_reaches_the_next_call() -> None:
     finally:
         signal.signal(signal.SIGUSR1, before)
         sender.join()
+
+
+LATE = """
+import collections, functools, operator, signal, sys, threading
+from fastsm import background
+
+started, blocked = threading.Lock(), threading.Lock()
+started.acquire(), blocked.acquire()
+work = functools.partial(
+    collections.deque, map(operator.methodcaller("__call__"), [started.release, blocked.acquire]), 0)
+
+
+def handler(*_):
+    blocked.release()
+    raise TimeoutError
+
+
+def send():
+    started.acquire()
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+
+signal.signal(signal.SIGUSR1, handler)
+threading.Thread(target=send).start()
+try:
+    background.undisturbed(work, background.BackgroundCall.interrupt, often=sys.argv[1] == "often")
+except TimeoutError:
+    print("interrupted")
+sys.setprofile(lambda *_: None)
+(lambda: None)()
+print("went on")
+"""
+
+
+@pytest.mark.parametrize("often", ["often", "once"])
+def test_an_interruption_that_came_too_late_is_taken(tmp_path: Path, often: str) -> None:
+    """CPython 3.11 never gets past a Python function under a profile function if a thread ended without taking one."""
+    ended = subprocess.run(
+        [sys.executable, "-c", LATE, often], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.stdout, ended.returncode) == ("interrupted\nwent on\n", 0), ended.stderr
 
 
 FORK = """
