@@ -215,17 +215,17 @@ import os, sys, fastsm
 import fastsm.core.judging as judging
 
 machine = fastsm.FastStateMachine(sys.argv[1])
-machine.apply([(1, 1, fastsm.open_session())])
-pack_result, forked = judging.pack_result, []
+machine.apply([(1, 1, fastsm.open_session()), (2, 1, fastsm.once(1, 1, fastsm.put(b"k", b"v")))])
+unpack_result, forked = judging.unpack_result, []
 
 def forking(*arguments):  # a signal handler of the main thread may run here
     if not forked:
         forked.append(os.fork())
-    return pack_result(*arguments)
+    return unpack_result(*arguments)
 
-judging.pack_result = forking
+judging.unpack_result = forking
 try:
-    found = machine.apply([(2, 1, fastsm.once(1, 1, fastsm.put(b"k", b"v")))])
+    found = machine.apply([(3, 1, fastsm.once(1, 1, fastsm.put(b"k", b"v")))])
 except fastsm.NotRunningError as error:
     found = str(error)
 if forked == [0]:
