@@ -25,7 +25,7 @@ from _thread import allocate_lock
 from fastsm.disk.format cimport record_key, record_key_size
 from fastsm.lookup.sorting cimport Item, Pauses, Sorter, begin_sort, go_on_sorting, sorted_places
 from fastsm.lookup.table cimport FAILED, SEGMENT_SLOTS, Segment, place_of
-from fastsm.lookup.tree cimport Work, hold, release, tree_bytes, warm_heap
+from fastsm.lookup.tree cimport Work, hold, release, tree_bytes
 from fastsm.lookup.tree_changes cimport Children, insert, make_leaves, make_root, release_all
 
 cdef extern from "Python.h":
@@ -206,8 +206,6 @@ cdef class Order:
 
     cdef int take_sorted(self, const uint64_t *places, size_t count) except -1:
         """Takes the sorted places of all keys of the table as the first tree. O(places), without the GIL."""
-        with nogil:
-            warm_heap(count * (sizeof(uint64_t) + 1))
         make_tree(places, count, &self.root, Pauses())
         self.entries = count
         self.built = self.recording = self.loaded = True

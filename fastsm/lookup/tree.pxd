@@ -63,7 +63,6 @@ cdef inline bint is_owned(Node *node) noexcept nogil:
 
 
 cdef Node *new_node(uint32_t level, size_t room) noexcept nogil
-cdef void warm_heap(size_t size) noexcept nogil
 cdef void hold(Node *node) noexcept nogil
 cdef void release(Node *node) noexcept nogil
 cdef size_t lower_bound(

@@ -17,26 +17,6 @@ cdef extern from *:
     """
     uint32_t drop_user "fastsm_drop"(uint32_t *count) noexcept nogil
 
-cdef extern from * nogil:
-    """
-    #include <sys/mman.h>
-    #include <stdint.h>
-    #ifndef MADV_POPULATE_WRITE
-    #define MADV_POPULATE_WRITE 23      /* Linux 5.14; older kernels refuse it */
-    #endif
-    static void fastsm_touch(void *start, size_t size) {
-    #if defined(__linux__)
-        uintptr_t first = ((uintptr_t)start + 4095) & ~(uintptr_t)4095;
-        uintptr_t stop = ((uintptr_t)start + size) & ~(uintptr_t)4095;
-        if (first < stop)
-            (void)madvise((void *)first, stop - first, MADV_POPULATE_WRITE);
-    #else
-        (void)start; (void)size;
-    #endif
-    }
-    """
-    void touch "fastsm_touch"(void *start, size_t size)
-
 # ---- nodes ---------------------------------------------------------------------------------------------
 
 cdef Node *new_node(uint32_t level, size_t room) noexcept nogil:
@@ -47,20 +27,6 @@ cdef Node *new_node(uint32_t level, size_t room) noexcept nogil:
         node.room = <uint16_t>room
         node.level = level
     return node
-
-
-cdef void warm_heap(size_t size) noexcept nogil:
-    """Gets memory for many nodes from the system at once, instead of a page fault for each page of it.
-
-    It is freed, and `malloc` then keeps it for the nodes. glibc keeps no block so large the first time that one is
-    freed (M_MMAP_THRESHOLD in mallopt(3)): so there is another one before.
-    """
-    cdef void *block
-    free(malloc(size))
-    block = malloc(size)
-    if block != NULL:
-        touch(block, size)
-        free(block)
 
 
 cdef void hold(Node *node) noexcept nogil:
