@@ -30,7 +30,7 @@ def main(folder: Path) -> None:
     with fastsm.FastStateMachine(folder / "state") as machine:
         print("after a restart:", machine.last_applied(), machine.apply(entries))
 
-    # A follower that is far behind installs the snapshot.
+    # A follower that lacks many entries installs the snapshot.
     with fastsm.FastStateMachine(folder / "follower") as follower:
         follower.install_snapshot(metadata, folder / "snapshots")
         print("follower:", follower.last_applied(), list(follower.items()))

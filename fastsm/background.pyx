@@ -52,7 +52,7 @@ cdef class BackgroundCall:
     cdef int begin(self) except -1:
         if sys.is_finalizing():
             raise RuntimeError("the interpreter ends")  # the same message as CPython's since 3.12
-        self.thread = start_new_thread(self, ())
+        self.thread = start_new_thread(self if self.keeper is None else self.keeper, ())
         return 0
 
     def __call__(self):
@@ -66,7 +66,7 @@ cdef class BackgroundCall:
             self.ending = True
             if self.interrupted:
                 take_interruption()
-            # From here to the release no other thread runs: whoever sees the end can already hand over the next call.
+            # No other thread runs until the release: a caller that sees the end can hand over the next call at once.
             if self.keeper is not None:
                 self.keeper.call = None
             self.over.release()
@@ -138,10 +138,9 @@ cdef class KeptThread:
 
     cdef int begin(self, BackgroundCall call) except -1:
         """Starts the thread with its first call. Raises `RuntimeError` if none can be started."""
-        if sys.is_finalizing():
-            raise RuntimeError("the interpreter ends")
         self.call, call.keeper, self.process = call, self, call.process
-        self.thread = call.thread = start_new_thread(self, ())
+        call.begin()
+        self.thread = call.thread
         return 0
 
     cdef bint takes(self, BackgroundCall call) except -1:

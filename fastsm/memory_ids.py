@@ -35,11 +35,6 @@ def fits(one: LogId, seen: list[LogId]) -> bool:
     return before.term <= one.term <= after.term and (before.index != one.index or before == one)
 
 
-def _checked(log_id: Sequence[Any]) -> LogId:
-    index, term = operator.index(log_id[0]), operator.index(log_id[1])
-    return LogId(index_of(index), index_of(term, "term"))
-
-
 def in_range(last: LogId, base: LogId, seen: list[LogId]) -> LogId:
     """Returns the id of a state, from the base on: `last`, or the entry before it if it is between two terms."""
     applied = seen[-1] if seen else LogId()
