@@ -5,9 +5,8 @@ chunk override them. The chunk's own deadlines are in a heap, to which each is a
 cost no more than in many chunks.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
 
 from fastsm.command cimport number_at
 from fastsm.core.view cimport BREATH, Pending, step_deadline, writes_key
@@ -55,10 +54,10 @@ cdef class Expiring(View):
 
     cdef int move_clock(self, const Step *step, uint64_t now) except -1:
         cdef Step written = step[0]
-        cdef bytes value = PyBytes_FromStringAndSize(<const char *>&now, CLOCK_SIZE)
-        self.values.append(value)
+        cdef uint8_t *value = self.scratch.take(CLOCK_SIZE)
+        memcpy(value, &now, CLOCK_SIZE)
         written.record = RECORD_CLOCK
-        written.operation.key = written.operation.value = <const uint8_t *>PyBytes_AS_STRING(value)
+        written.operation.key = written.operation.value = value
         written.operation.key_size = 0
         written.operation.value_size = CLOCK_SIZE
         written.operation.timed = False

@@ -7,7 +7,7 @@ import operator
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
 
 from fastsm.answers cimport answer, pack_result
 from fastsm.command cimport (
@@ -17,7 +17,7 @@ from fastsm.command cimport (
 from fastsm.core.expiring cimport Expiring
 from fastsm.core.tx cimport Tx
 from fastsm.core.view cimport DONE, Found, MISMATCH, SessionId, Step, TOO_LARGE
-from fastsm.disk.format cimport SESSION_RESULT
+from fastsm.disk.format cimport RECORD_FORGET, SESSION_ID_SIZE, SESSION_RESULT
 from fastsm.lookup.terms cimport Terms
 
 from fastsm.answers import MAX_ANSWER_SIZE, REASONS, checked_value, same_answer, unpack_result
@@ -94,19 +94,22 @@ cdef class Judge:
 
     cdef object judge_session(self, Step *step):
         """Opens a session, whose id is the entry's index, or forgets a session."""
-        cdef uint64_t number = number_at(step.operation.key - 8)
+        cdef const uint8_t *number = step.operation.key - 8  # the deadline of a new session, or the session to forget
         cdef uint64_t index = step.index
+        cdef uint8_t *key
         cdef SessionId session
         cdef Found found
         if step.operation.kind == OPEN_SESSION:
-            session = self.view.session_id(index)
-            self.view.write_session(index, step.entry, &session, 0, number, b"")
+            key = self.view.scratch.take(SESSION_ID_SIZE)
+            memcpy(key, &index, SESSION_ID_SIZE)
+            session = self.view.session_at(key)
+            self.view.write_session(index, step.entry, &session, 0, number_at(number), b"")
             return answer(True, index, None)
-        session = self.view.session_id(number)
+        session = self.view.session_at(number)
         self.view.look_at_session(&session, &found)
         if found.size == ABSENT:
             return False
-        self.view.forget_session(index, step.entry, &session)
+        self.view.append_removal(step, number, SESSION_ID_SIZE, session.hashed, RECORD_FORGET)
         return True
 
     cdef object judge_once(self, size_t head, size_t stop):
@@ -118,7 +121,7 @@ cdef class Judge:
         cdef uint64_t deadline = number_at(numbers + 16)
         cdef uint64_t last
         cdef size_t mark = self.view.count
-        cdef SessionId session = self.view.session_id(number_at(numbers))
+        cdef SessionId session = self.view.session_at(numbers)
         cdef Found found
         self.view.look_at_session(&session, &found)
         if found.size == ABSENT:

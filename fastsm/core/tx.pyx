@@ -8,7 +8,6 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastsm.command cimport ABSENT, NO_DEADLINE
 from fastsm.core.view cimport DONE, Found, NOT_A_NUMBER, Step, View
-from fastsm.disk.format cimport DEADLINE_SIZE
 
 from fastsm.answering import after_prefix
 from fastsm.command import MAX_KEY_SIZE, MAX_VALUE_SIZE, deadline_number
@@ -179,8 +178,8 @@ cdef class Tx:
             self.check()
             step.operation.key_size = <uint16_t>PyBytes_GET_SIZE(name)
             step.operation.timed = deadline != NO_DEADLINE
-            name = self.view.hold_key(<const uint8_t *>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name), deadline)
-            step.operation.key = step.operation.value = <const uint8_t *>PyBytes_AS_STRING(name) + DEADLINE_SIZE
+            step.operation.key = step.operation.value = self.view.hold_key(
+                <const uint8_t *>PyBytes_AS_STRING(name), step.operation.key_size, deadline)
             step.index = self.index
             step.entry = self.position
             step.hashed = self.view.table.hash(step.operation.key, step.operation.key_size)

@@ -49,7 +49,7 @@ ctypedef struct Found:
     uint64_t place        # of its record; 0: written by this chunk, or absent
 
 ctypedef struct SessionId:
-    uint64_t number
+    const uint8_t *key    # its number, kept as long as the chunk
     uint64_t hashed
 
 cdef enum:  # why an entry is refused: 1 + the position in `answers.REASONS`; 0: it is not refused
@@ -99,12 +99,10 @@ cdef class View:
     cdef int look_for(
         self, Table table, bint session, const uint8_t *key, size_t size, uint64_t hashed, Found *found) except -1
     cdef int look_at_session(self, const SessionId *session, Found *found) except -1
-    cdef SessionId session_id(self, uint64_t number) noexcept
+    cdef SessionId session_at(self, const uint8_t *number) noexcept
     cdef int write_session(
         self, uint64_t index, uint32_t entry, const SessionId *session, uint64_t sequence, uint64_t deadline,
         bytes result) except -1
-    cdef int forget_session(self, uint64_t index, uint32_t entry, const SessionId *session) except -1
-    cdef int append_of_session(self, Step *step, uint64_t index, uint32_t entry, const SessionId *session) except -1
     cdef int32_t value_write(self, const Pending *slot) noexcept nogil
     cdef uint64_t deadline(self, const uint8_t *key, size_t size, uint64_t hashed) except? 0
     cdef uint64_t deadline_of(self, const Found *found) except? 0
@@ -132,7 +130,7 @@ cdef class View:
     cdef int64_t remove_range(self, uint64_t index, uint32_t entry, bytes start, bytes end) except -1
     cdef int write_bytes(
         self, uint64_t index, uint32_t entry, bytes key, bytes value, uint64_t deadline=*) except -1
-    cdef bytes hold_key(self, const uint8_t *key, size_t size, uint64_t deadline)
+    cdef const uint8_t *hold_key(self, const uint8_t *key, size_t size, uint64_t deadline) except NULL
     cdef void take_back(self, size_t mark) noexcept
     cdef list keys_between(self, bytes start, bytes end, Py_ssize_t most=*, bint reverse=*)
     cdef int keep_order(self) except -1

@@ -14,7 +14,7 @@ from libc.string cimport memcmp, memcpy
 
 from fastsm.command cimport ABSENT, DELETE_RANGE
 from fastsm.disk.format cimport (
-    DEADLINE_SIZE, NO_DEADLINE, RECORD_DELETE, RECORD_FORGET, RECORD_KEY, RECORD_PUT, RECORD_SESSION, RECORD_TOUCH,
+    DEADLINE_SIZE, NO_DEADLINE, RECORD_DELETE, RECORD_KEY, RECORD_PUT, RECORD_SESSION, RECORD_TOUCH,
     SESSION_DEADLINE, SESSION_ID_SIZE, SESSION_RESULT, may_be_live, record_deadline, record_index, record_key,
     record_key_size, record_length, record_value_size,
 )
@@ -128,13 +128,13 @@ cdef class View:
 
     cdef int look_at_session(self, const SessionId *session, Found *found) except -1:
         """Looks a session up: what is found is the value of its record."""
-        return self.look_for(
-            self.index.sessions, True, <const uint8_t *>&session.number, SESSION_ID_SIZE, session.hashed, found)
+        return self.look_for(self.index.sessions, True, session.key, SESSION_ID_SIZE, session.hashed, found)
 
-    cdef SessionId session_id(self, uint64_t number) noexcept:
+    cdef SessionId session_at(self, const uint8_t *number) noexcept:
+        """Returns the session whose number is at a place that the caller keeps as long as the chunk."""
         cdef SessionId session
-        session.number = number
-        session.hashed = self.index.sessions.hash(<const uint8_t *>&number, SESSION_ID_SIZE)
+        session.key = number
+        session.hashed = self.index.sessions.hash(number, SESSION_ID_SIZE)
         return session
 
     cdef int look_for(
@@ -461,10 +461,11 @@ cdef class View:
             pass
         return 0
 
-    cdef bytes hold_key(self, const uint8_t *key, size_t size, uint64_t deadline):
+    cdef const uint8_t *hold_key(self, const uint8_t *key, size_t size, uint64_t deadline) except NULL:
         """Returns a copy of a key, preceded by a deadline, that is kept as long as the chunk."""
-        cdef bytes held = PyBytes_FromStringAndSize(<const char *>&deadline, DEADLINE_SIZE) + key[:size]
-        self.keys.append(held)
+        cdef uint8_t *held = self.scratch.take(DEADLINE_SIZE + size) + DEADLINE_SIZE
+        memcpy(held - DEADLINE_SIZE, &deadline, DEADLINE_SIZE)
+        memcpy(held, key, size)
         return held
 
     cdef int write_number(self, const Step *step, int64_t number, uint64_t deadline) except -1:
@@ -472,8 +473,7 @@ cdef class View:
         cdef Step put = step[0]
         cdef uint8_t *text = self.scratch.take(LONGEST_NUMBER)
         if deadline != NO_DEADLINE:
-            key = self.hold_key(step.operation.key, step.operation.key_size, deadline)
-            put.operation.key = <const uint8_t *>PyBytes_AS_STRING(key) + DEADLINE_SIZE
+            put.operation.key = self.hold_key(step.operation.key, step.operation.key_size, deadline)
             put.operation.timed = True
         put.operation.value_size = write_decimal(text, number)
         put.operation.value = text + LONGEST_NUMBER - put.operation.value_size
@@ -540,29 +540,14 @@ cdef class View:
         memcpy(value, &sequence, 8)
         memcpy(value + SESSION_DEADLINE, &deadline, 8)
         memcpy(value + SESSION_RESULT, PyBytes_AS_STRING(result), size)
-        step.record = RECORD_SESSION
-        return self.append_of_session(&step, index, entry, session)
-
-    cdef int forget_session(self, uint64_t index, uint32_t entry, const SessionId *session) except -1:
-        """Appends the end of a session."""
-        cdef Step step
-        step.operation.value = NULL
-        step.operation.value_size = 0
-        step.record = RECORD_FORGET
-        return self.append_of_session(&step, index, entry, session)
-
-    cdef int append_of_session(self, Step *step, uint64_t index, uint32_t entry, const SessionId *session) except -1:
-        cdef uint8_t *key = self.scratch.take(SESSION_ID_SIZE)
-        memcpy(key, &session.number, SESSION_ID_SIZE)
-        step.operation.key = key
-        if step.operation.value == NULL:
-            step.operation.value = key
+        step.operation.key = session.key
         step.operation.key_size = SESSION_ID_SIZE
         step.operation.timed = False
+        step.record = RECORD_SESSION
         step.index = index
         step.entry = entry
         step.hashed = session.hashed
-        return self.write(step)
+        return self.write(&step)
 
     cdef int write_bytes(
         self, uint64_t index, uint32_t entry, bytes key, bytes value, uint64_t deadline=NO_DEADLINE
@@ -571,11 +556,11 @@ cdef class View:
         cdef Step step
         step.operation.key_size = <uint16_t>PyBytes_GET_SIZE(key)
         step.operation.timed = deadline != NO_DEADLINE
+        step.operation.key = <const uint8_t *>PyBytes_AS_STRING(key)
         if step.operation.timed:
-            key = self.hold_key(<const uint8_t *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), deadline)
+            step.operation.key = self.hold_key(step.operation.key, step.operation.key_size, deadline)
         else:
             self.keys.append(key)
-        step.operation.key = <const uint8_t *>PyBytes_AS_STRING(key) + DEADLINE_SIZE * step.operation.timed
         step.operation.value = step.operation.key
         step.operation.value_size = 0
         step.record = RECORD_DELETE
