@@ -1,5 +1,8 @@
 from libc.stdint cimport uint8_t, uint64_t
 
+cdef enum:
+    CHILDREN = 4             # children per item, which share a cache line
+
 ctypedef struct Due:
     # A deadline as stored in a saved table.
     uint64_t deadline
@@ -27,7 +30,7 @@ cdef class Deadlines:
     cdef int reserve(self, size_t more) except -1
     cdef int make_room(self, size_t more) noexcept nogil
     cdef int push(self, const uint8_t *arena, uint64_t deadline, uint64_t place) noexcept nogil
-    cdef void drop_first(self, const uint8_t *arena) noexcept nogil
+    cdef void drop(self, const uint8_t *arena, const uint64_t *positions, size_t count) noexcept nogil
     cdef void sink(self, const uint8_t *arena, size_t i) noexcept nogil
     cdef void keep(self, const uint8_t *arena, size_t count) noexcept nogil
     cdef int take_saved(self, const uint8_t *data, size_t count, uint64_t stop) except -1

@@ -6,7 +6,7 @@ A heap of (deadline, place) items, eight bytes each:
 
 Rough deadlines rise with deadlines: they are relative to a base, exact for the first two hours, and then accurate to
 one part in four million. If two are equal, the deadlines in the records decide. An overtaken deadline stays in the heap
-until it reaches the top, or until a quarter of all are stale; then the index filters the heap. Equal deadlines are
+until it reaches the top, or until two fifths of all are stale; then the index filters the heap. Equal deadlines are
 ordered by key, so that ticks remove keys in the same order on every replica.
 """
 
@@ -27,7 +27,6 @@ cdef extern from *:
     int leading_zeros "fastsm_leading_zeros"(uint64_t word) noexcept nogil
 
 cdef enum:
-    CHILDREN = 4             # children per item, which share a cache line
     SMALLEST = 16
     MANTISSA_BITS = 22       # bits of a rough deadline; the rest are its exponent
     EARLIER = 1 << 20        # milliseconds between the base and the first deadline, in case later ones are due earlier
@@ -147,12 +146,18 @@ cdef class Deadlines:
         self.items[i] = added
         return 0
 
-    cdef void drop_first(self, const uint8_t *arena) noexcept nogil:
+    cdef void drop(self, const uint8_t *arena, const uint64_t *positions, size_t count) noexcept nogil:
+        """Removes the items at rising positions; if one is removed, then so is its parent.
+
+        The last position is filled first, so an item sinks only from there, and not from the top of the heap.
+        """
         self.version += 1
-        self.count -= 1
-        if self.count:
-            self.items[0] = self.items[self.count]
-            self.sink(arena, 0)
+        while count:
+            count -= 1
+            self.count -= 1
+            if positions[count] < self.count:
+                self.items[positions[count]] = self.items[self.count]
+                self.sink(arena, positions[count])
 
     cdef void sink(self, const uint8_t *arena, size_t i) noexcept nogil:
         """Moves the item at `i` down until none below it is due before it."""

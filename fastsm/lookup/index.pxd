@@ -62,6 +62,7 @@ cdef class Index:
     cdef bint counts(self, const uint8_t *arena, uint64_t place) noexcept nogil
     cdef void drop_many_stale(self, const uint8_t *arena, Deadlines deadlines) noexcept nogil
     cdef void drop_stale(self, const uint8_t *arena, Deadlines deadlines) noexcept nogil
+    cdef void drop_stale_top(self, const uint8_t *arena, Deadlines deadlines) noexcept nogil
     cdef uint64_t next_of(self, const uint8_t *arena, Deadlines deadlines) noexcept nogil
     cdef uint64_t deadline_at(self, const uint8_t *arena, uint64_t place) noexcept nogil
     cdef int begin_order(self, Mapping mapping) except -1

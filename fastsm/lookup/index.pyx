@@ -24,6 +24,7 @@ from fastsm.disk.format cimport (
 from fastsm.disk.hashing cimport load64
 from fastsm.disk.mapping cimport Mapping
 from fastsm.long_work cimport Work
+from fastsm.lookup.deadlines cimport CHILDREN
 from fastsm.lookup.table cimport FAILED, place_of
 from fastsm.disk.walk cimport next_record, walk_frames
 
@@ -300,7 +301,7 @@ cdef class Index:
             record_key_size(record)) == 0
 
     cdef void drop_many_stale(self, const uint8_t *arena, Deadlines deadlines) noexcept nogil:
-        if deadlines.stale > FEW_STALE and deadlines.stale > deadlines.count / 4:
+        if deadlines.stale > FEW_STALE and 5 * deadlines.stale > 2 * deadlines.count:
             self.drop_stale(arena, deadlines)
 
     cdef void drop_stale(self, const uint8_t *arena, Deadlines deadlines) noexcept nogil:
@@ -313,11 +314,36 @@ cdef class Index:
                 kept += 1
         deadlines.keep(arena, kept)
 
+    cdef void drop_stale_top(self, const uint8_t *arena, Deadlines deadlines) noexcept nogil:
+        """Removes the first deadline, which is stale, and those stale ones below it that have no current one above.
+
+        A tick leaves all that it removed there. Their positions are noted in the unused room of the heap; if that is
+        full, some are left for the next call.
+        """
+        cdef uint64_t first = 0
+        cdef uint64_t *stale = &first
+        cdef size_t count = 1
+        cdef size_t room = 1
+        cdef size_t looked = 0
+        cdef size_t child
+        if deadlines.room > deadlines.count:
+            stale = deadlines.items + deadlines.count
+            stale[0] = 0
+            room = deadlines.room - deadlines.count
+        while looked < count and count + CHILDREN <= room:
+            child = CHILDREN * stale[looked] + 1
+            for child in range(child, min(child + CHILDREN, deadlines.count)):
+                if not self.counts(arena, place_of(deadlines.items[child])):
+                    stale[count] = child
+                    count += 1
+            looked += 1
+        deadlines.drop(arena, stale, count)
+        deadlines.stale -= min(count, deadlines.stale)
+
     cdef uint64_t next_of(self, const uint8_t *arena, Deadlines deadlines) noexcept nogil:
         """Returns the earliest deadline of keys or of sessions, or NO_DEADLINE; drops stale ones from the top."""
         while deadlines.count and not self.counts(arena, place_of(deadlines.items[0])):
-            deadlines.drop_first(arena)
-            deadlines.stale -= deadlines.stale > 0
+            self.drop_stale_top(arena, deadlines)
         return deadlines.deadline_of(arena, place_of(deadlines.items[0])) if deadlines.count else NO_DEADLINE
 
     cdef uint64_t deadline_at(self, const uint8_t *arena, uint64_t place) noexcept nogil:
