@@ -64,7 +64,8 @@ files to memory to the machine; each module imports only modules listed before i
         state               the applied state, and every way to read it
         ordered, timed      reads in the order of the keys: scans, counts, iterators; clock and deadlines
         scratch             memory for what judging a chunk makes
-        view, expiring, tx  the state as commands in a chunk see it; as ticks see it; as procedures see it
+        view, ranging       the state as commands in a chunk see it; ranges of it
+        expiring, tx        as ticks see it; as procedures see it
         judging             the outcome of each entry of a chunk
         chunk, turns        a chunk being applied; one writer at a time
         group_commit        one sync for all flushes that overlap

@@ -20,7 +20,7 @@ from fastsm.command cimport (
     call_name, call_version, command_error, is_put, next_operation, number_at, open_command,
 )
 from fastsm.core.judging cimport ANSWERS, Judge, LISTS
-from fastsm.core.view cimport View
+from fastsm.core.view cimport PendingView
 from fastsm.disk.format cimport (
     DEADLINE_SIZE, RECORD_CONFIG, RECORD_DELETE, RECORD_FORGET, RECORD_PUT, RECORD_SESSION, RECORD_TOUCH, UNKNOWN_TERM,
     record_size, write_deadline, write_record, write_record_head,
@@ -255,7 +255,7 @@ cdef class Chunk:
 
     cdef int judge(self, Ordered owner) except -1:
         """Decides the outcome of each entry, and replaces the steps by what the chunk writes. May run procedures."""
-        cdef View view = self.judgement.view
+        cdef PendingView view = self.judgement.view
         cdef Step *steps
         cdef size_t room, i
         if not self.conditional:

@@ -1,6 +1,7 @@
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint64_t
 
-from fastsm.core.view cimport Step, View
+from fastsm.core.ranging cimport Ranging
+from fastsm.core.view cimport Step
 from fastsm.lookup.deadlines cimport DueWalk
 
 ctypedef struct DueKey:
@@ -22,7 +23,7 @@ cdef class DueHeap:
     cdef void drop_first(self) noexcept
 
 
-cdef class Expiring(View):
+cdef class Expiring(Ranging):
     cdef bint ticking                    # this chunk has had a tick, so the fields below are in use
     cdef DueWalk due_keys, due_sessions  # walks over deadlines that were applied before this chunk
     cdef DueHeap new_keys, new_sessions  # deadlines that this chunk has written, in writes before `looked_at`

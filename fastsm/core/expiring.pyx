@@ -22,7 +22,7 @@ cdef enum:
     KEPT = 1 << 12        # the heap keeps memory for this many deadlines for the next chunk
 
 
-cdef class Expiring(View):
+cdef class Expiring(Ranging):
     """The view in which ticks are judged.
 
     Thread safety: used by one writer at a time.
@@ -35,7 +35,7 @@ cdef class Expiring(View):
             self.due_sessions.end()
             self.new_keys.end()
             self.new_sessions.end()
-        View.forget(self)
+        Ranging.forget(self)
 
     cdef int tick(self, const Step *step, uint64_t now, uint64_t limit, uint64_t *removed) except -1:
         """Appends the writes of a tick: the clock, deletes of keys, ends of sessions. `step` names the entry."""

@@ -1,10 +1,11 @@
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastsm.core.view cimport Found, View
+from fastsm.core.ranging cimport Ranging
+from fastsm.core.view cimport Found
 
 
 cdef class Tx:
-    cdef View view               # None: the call is over
+    cdef Ranging view               # None: the call is over
     # Returns the term of an entry, given its position in the chunk, or the index of an earlier entry
     cdef object terms_of
     cdef object procedure

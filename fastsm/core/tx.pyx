@@ -7,7 +7,7 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastsm.command cimport ABSENT, NO_DEADLINE
-from fastsm.core.view cimport DONE, Found, NOT_A_NUMBER, Step, View
+from fastsm.core.view cimport DONE, Found, NOT_A_NUMBER, Step
 
 from fastsm.answering import after_prefix
 from fastsm.command import MAX_KEY_SIZE, MAX_VALUE_SIZE, deadline_number
@@ -28,7 +28,7 @@ cdef class Tx:
     Thread safety: none; other threads get a `ProcedureError`.
     """
 
-    def __cinit__(self, View view, terms_of, procedure, uint64_t index, term, uint32_t position):
+    def __cinit__(self, Ranging view, terms_of, procedure, uint64_t index, term, uint32_t position):
         self.view, self.terms_of, self.procedure = view, terms_of, procedure
         self.index, self.term = index, term
         self.position = position

@@ -8,7 +8,6 @@ from fastsm.disk.format cimport (
     DEADLINE_SIZE, NO_DEADLINE, RECORD_DELETE, RECORD_PUT, RECORD_TOUCH, is_of_session,
 )
 from fastsm.lookup.index cimport Index
-from fastsm.lookup.ranges cimport OrderedView
 from fastsm.lookup.table cimport Table
 
 ctypedef struct Step:
@@ -63,7 +62,7 @@ cdef enum:
     BREATH = 4096         # keys removed between two checks for signals and other threads
 
 
-cdef class View:
+cdef class PendingView:
     cdef Ordered owner           # the state that this is a view of
     cdef Index index
     cdef Table table
@@ -83,14 +82,6 @@ cdef class View:
     cdef list keys               # bytes objects that slots and writes point into, kept as long as the chunk
     cdef list values             # the same for values, except those that were taken back
     cdef Scratch scratch         # keys and values that were made here, without an object each
-    cdef list in_order           # keys put by writes before `ordered_writes`, sorted; None: no range was read yet
-    cdef size_t ordered_writes
-    cdef list cuts               # (number of writes, keys) for each time deleted keys were dropped from `in_order`
-    cdef size_t cuts_hold        # cuts made after more writes than this were taken back
-    cdef bytes passed_start      # every earlier key from here on was written by the chunk; None: no such range
-    cdef bytes passed_end        # up to, but without, this one; None: to the last key
-    cdef size_t passed_at        # number of writes when that was recorded
-    cdef uint64_t looked_past    # keys that ranges passed one by one, as the chunk had written them; for tests
     cdef readonly uint64_t clock
 
     cdef int begin(self, Ordered owner, size_t expected) except -1
@@ -116,7 +107,6 @@ cdef class View:
     cdef int append(self, const Step *step) except -1
     cdef int append_removal(
         self, const Step *step, const uint8_t *key, size_t size, uint64_t hashed, uint8_t record=*) except -1
-    cdef int append_written(self, const Step *step, bytes key) except -1
     cdef int know_more(self) except -1
     cdef int breathe(self) except -1
 
@@ -124,21 +114,11 @@ cdef class View:
         """Enters all writes into the slots; to be called before slots are used."""
         return self.know_more() if self.known < self.count else 0
 
-    cdef const uint8_t *key_at(self, uint64_t place) except NULL
-    cdef bint has_written(self, const uint8_t *key, size_t size, uint64_t hashed) noexcept nogil
     cdef int write_number(self, const Step *step, int64_t number, uint64_t deadline) except -1
-    cdef int64_t remove_range(self, uint64_t index, uint32_t entry, bytes start, bytes end) except -1
     cdef int write_bytes(
         self, uint64_t index, uint32_t entry, bytes key, bytes value, uint64_t deadline=*) except -1
     cdef const uint8_t *hold_key(self, const uint8_t *key, size_t size, uint64_t deadline) except NULL
     cdef void take_back(self, size_t mark) noexcept
-    cdef list keys_between(self, bytes start, bytes end, Py_ssize_t most=*, bint reverse=*)
-    cdef int keep_order(self) except -1
-    cdef int merge_in(self, list new) except -1
-    cdef int undo_cuts(self) except -1
-    cdef list written_between(self, bytes start, bytes end)
-    cdef list parts_between(self, bytes start, bytes end, bint reverse)
-    cdef int note_passed(self, bytes start, bytes end) except -1
     cdef int resize(self, size_t slots) except -1
     cdef void drop_slots(self) noexcept
     cdef Pending *slot_of(self, bint session, const uint8_t *key, size_t size, uint64_t hashed) noexcept nogil
