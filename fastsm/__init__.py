@@ -61,7 +61,7 @@ files to memory to the machine; each module imports only modules listed before i
         awaited             tickets of callers that wait for an entry to be applied
         watchers            watches that wait for a change
         frozen              the present state, held still: iterators, columns
-        state               the applied state, and every way to read it
+        status, state       whether a call may go on; the applied state, and every way to read it
         ordered, timed      reads in the order of the keys: scans, counts, iterators; clock and deadlines
         scratch             memory for what judging a chunk makes
         view, ranging       the state as commands in a chunk see it; ranges of it
@@ -69,7 +69,8 @@ files to memory to the machine; each module imports only modules listed before i
         judging             the outcome of each entry of a chunk
         chunk, turns        a chunk being applied; one writer at a time
         group_commit        one sync for all flushes that overlap
-        engine              apply, hard state, the step to the next generation in memory
+        hard_state          what is applied, written and durable; the latest snapshot's metadata
+        engine              apply, and the step to the next generation in memory
         jobs, policy        running snapshots and compactions; when compaction is automatic
         generations         the step to the next base and log, and the end of the last log
         verifying           checks of every byte, on demand and in the background

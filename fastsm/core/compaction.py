@@ -6,8 +6,9 @@ import logging
 import operator
 import time
 
-from fastsm.core.engine import Engine, append_metadata
+from fastsm.core.engine import Engine
 from fastsm.core.generations import Generations
+from fastsm.core.hard_state import append_metadata
 from fastsm.core.jobs import Job, Progress
 from fastsm.core.policy import Policy
 from fastsm.core.turns import Turns

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext
 
-from fastsm.core.engine import Engine, append_metadata
+from fastsm.core.engine import Engine
 from fastsm.core.generations import Generations
+from fastsm.core.hard_state import append_metadata
 from fastsm.core.jobs import Job, Progress
 from fastsm.core.turns import Turns
 from fastsm.errors import CorruptionError, OrderError, SnapshotFormatError, StaleSnapshotError

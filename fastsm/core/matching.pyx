@@ -4,7 +4,8 @@ from libc.stdint cimport uint8_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport usleep
 
-from fastsm.core.state cimport CLOSED, State
+from fastsm.core.state cimport State
+from fastsm.core.status cimport CLOSED
 from fastsm.core.turns cimport Turns
 from fastsm.core.watchers cimport Group, Prefixes, Reach, Waiting, Watchers
 from fastsm.disk.format cimport LOG_HEADER_SIZE, frame_length

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 
-from fastsm.core.engine import append_metadata
+from fastsm.core.hard_state import append_metadata
 from fastsm.disk.base import Base, base_name
 from fastsm.disk.files import PIECE, Directory, storage_errors
 from fastsm.errors import StorageError

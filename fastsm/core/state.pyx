@@ -4,12 +4,10 @@ A reader needs no lock. It runs under the GIL between two publications, and what
 records never move or change.
 """
 
-import copy
 import operator
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.list cimport PyList_GET_SIZE, PyList_New, PyList_SET_ITEM
 from cpython.ref cimport Py_INCREF, PyObject
 from libc.stdint cimport int64_t, uint8_t, uint64_t
@@ -21,9 +19,8 @@ from fastsm.disk.format cimport (
     record_index, record_key, record_key_size, record_length, record_operation, record_value_size,
 )
 from fastsm.snapshot.capture cimport Capture
-from fastsm.core.awaited cimport ENDED, Awaited
 from fastsm.core.frozen cimport Frozen, View
-from fastsm.core.watchers cimport Watchers
+from fastsm.core.status cimport STOPPED
 from fastsm.disk.mapping cimport Mapping
 from fastsm.lookup.index cimport check_deadlines
 from fastsm.lookup.ranges cimport check_order
@@ -31,7 +28,7 @@ from fastsm.lookup.table cimport check_table, prefetch, same_key
 
 from fastsm.arguments import bytes_of, pair_of
 from fastsm.disk.format import OPERATIONS
-from fastsm.errors import NotRunningError, ProcedureError, SnapshotError, SnapshotRangeError
+from fastsm.errors import SnapshotRangeError
 from fastsm.libraries import library
 from fastsm.types import LogId
 
@@ -46,129 +43,11 @@ cdef extern from "Python.h":
 cdef enum:
     MAX_KEY_SIZE = 0xFFFF
 
-REASONS = {
-    STOPPED: "this state machine is stopped: call start() first",
-    CLOSED: "this state machine is closed: open the directory again",
-    FORKED: "this is a forked child's copy of its parent's state machine: open a directory of your own",
-}
-
-
-cdef class State:
+cdef class State(Status):
     """The applied state, and every way to read it.
 
     Thread safety: every method, from any thread.
     """
-
-    def __cinit__(self, *args, **options):
-        self.status = self.gate = CLOSED
-        self.awaited = Awaited()
-        self._watchers = Watchers()
-
-    # ---- status ----------------------------------------------------------------------------------------
-
-    def _set_status(self, str status):
-        new_status = {"running": RUNNING, "stopped": STOPPED, "closed": CLOSED, "forked": FORKED}[status]
-        if self.status != CORRUPT or new_status > STOPPED:
-            self.status = new_status
-            self.set_gate()
-        if new_status == STOPPED or new_status == CLOSED:
-            self.awaited.end_all(ENDED)
-            self._watchers.wake_all()
-
-    def _run_again(self):
-        """Runs again after a stop. Atomic, so that it never undoes a close that another thread completes meanwhile."""
-        if self.gate > STOPPED:
-            self.refuse()
-        self.status = RUNNING
-        self.set_gate()
-
-    def _closed(self):
-        return self.status == CLOSED
-
-    def _forked(self):
-        return self.status == FORKED
-
-    def is_running(self):
-        """Returns True from construction until `stop` or `close`; False in a forked child."""
-        return self.status == RUNNING or (self.status == CORRUPT and self.ran)
-
-    cdef void set_gate(self) noexcept:
-        """Recomputes `gate`; to be called whenever `status` or `calling` has changed."""
-        self.gate = self.status if self.status or not self.calling else CALLING
-
-    cdef int refuse(self) except -1:
-        """Raises the reason why the caller may not go on; returns if only a running procedure's thread may not."""
-        if self.calling and self.calling == PyThread_get_thread_ident():
-            raise ProcedureError(
-                "a procedure called the state machine that runs it: it may read and write only through its tx")
-        if self.status == CORRUPT:
-            raise copy.copy(self.corruption)
-        if self.status:
-            raise NotRunningError(REASONS[self.status])
-        return 0
-
-    def _refuse_procedure(self):
-        """Raises `ProcedureError` on the thread of a procedure that this machine is running."""
-        if self.calling and self.calling == PyThread_get_thread_ident():
-            self.refuse()
-
-    def _set_corrupt(self, error):
-        """Makes every later call except `close` and `is_running` raise this error."""
-        self.corruption = error
-        if self.status <= STOPPED:
-            self.ran = self.status == RUNNING
-            self.status = CORRUPT
-            self.set_gate()
-            self.awaited.end_all(ENDED)
-            self._watchers.wake_all()
-
-    def _set_verified(self, bint verified):
-        self._verified = verified
-
-    def _settle_verification(self, uint64_t epoch, error=None):
-        """Takes the result of verifying the files of `epoch`, unless the state has other files by now.
-
-        Returns whether it did. Runs no Python code.
-        """
-        if self._epoch != epoch:
-            return False
-        if error is None:
-            self._verified = True
-        else:
-            self._set_corrupt(error)
-        return True
-
-    # ---- epoch -----------------------------------------------------------------------------------------
-
-    def _is_same_state(self, uint64_t epoch):
-        """Returns whether there was no reset and no install since `epoch`; compactions do not count."""
-        return self._epoch >> 32 == epoch >> 32
-
-    def _refuse_replaced(self, uint64_t epoch, str what):
-        """Raises `SnapshotError` if there was a reset or an install since `epoch`."""
-        if self._epoch >> 32 != epoch >> 32:
-            raise SnapshotError(
-                f"the {what} was ended by a reset or an install, which replaced its state: nothing is left of it")
-
-    def _refuse_moved(self, uint64_t epoch, str what):
-        """Raises `SnapshotError` if there was a reset, an install or a compaction since `epoch`."""
-        self._refuse_replaced(epoch, what)
-        if self._epoch != epoch:
-            raise SnapshotError(f"the {what} was overtaken by a compaction: nothing is left of it")
-
-    def _standing(self):
-        """Returns, as of one moment: epoch, log, index of the base, and last applied index."""
-        cdef uint64_t epoch = self._epoch
-        cdef uint64_t applied = self.applied_index
-        cdef Log log = self._log
-        return epoch, log, log.head.base_index, applied
-
-    def _corrupt(self):
-        return self.status == CORRUPT
-
-    def _require(self, bint stopped_is_fine=False):
-        if self.gate and not (stopped_is_fine and self.gate == STOPPED):
-            self.refuse()
 
     # ---- read ------------------------------------------------------------------------------------------
 
@@ -445,6 +324,13 @@ cdef class State:
         return self.metadata
 
     # ---- for the machine and for tests -----------------------------------------------------------------
+
+    def _standing(self):
+        """Returns, as of one moment: epoch, log, index of the base, and last applied index."""
+        cdef uint64_t epoch = self._epoch
+        cdef uint64_t applied = self.applied_index
+        cdef Log log = self._log
+        return epoch, log, log.head.base_index, applied
 
     def live_records(self, last_included=None):
         """Returns an iterator over the state as of an entry, as tuples: the entry that wrote a key, the key, its value.

@@ -29,6 +29,15 @@ ctypedef struct Run:
     uint64_t term
 
 
+ctypedef struct RunMark:
+    # What entries change that are noted after it.
+    uint32_t count
+    uint64_t index
+    uint64_t term
+    uint64_t last
+    bint started
+
+
 cdef class RunList:
     # The runs of the next frame. Invariant: they ascend, and only the last one may still grow.
     cdef Run *runs
@@ -37,6 +46,8 @@ cdef class RunList:
     cdef bint started            # an entry was seen, whose id is in `index` and `term`
     cdef uint64_t index
     cdef uint64_t term
+    cdef void mark(self, RunMark *mark) noexcept
+    cdef void rewind(self, const RunMark *mark) noexcept
     cdef int push(self, uint64_t last, uint64_t term) except -1
     cdef int note_new(self, uint64_t index, uint64_t term) except -1
 

@@ -284,6 +284,17 @@ cdef class RunList:
     def __len__(self):
         return self.count
 
+    cdef void mark(self, RunMark *mark) noexcept:
+        """Sets a mark, to which `rewind` can go back."""
+        mark.count, mark.index, mark.term, mark.started = self.count, self.index, self.term, self.started
+        mark.last = self.runs[self.count - 1].last if self.count else 0
+
+    cdef void rewind(self, const RunMark *mark) noexcept:
+        """Forgets all entries that were noted after the mark was set."""
+        self.count, self.index, self.term, self.started = mark.count, mark.index, mark.term, mark.started
+        if mark.count:
+            self.runs[mark.count - 1].last = mark.last
+
     cdef int push(self, uint64_t last, uint64_t term) except -1:
         cdef Run *grown
         if self.count == self.room:

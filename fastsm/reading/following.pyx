@@ -9,7 +9,7 @@ from _thread import allocate_lock
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastsm.core.state cimport CORRUPT, RUNNING
+from fastsm.core.status cimport CORRUPT, RUNNING
 from fastsm.core.timed cimport Timed
 from fastsm.disk.format cimport (
     FRAME_RUNS, Progress, RECORD_PUT, RECORD_SESSION, RECORD_TIMED, RECORD_TOUCH, UNKNOWN_TERM, VALID,

@@ -21,7 +21,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fastsm.core.engine import append_metadata
+from fastsm.core.hard_state import append_metadata
 from fastsm.disk import format, headers
 from fastsm.disk.base import Base, base_name
 from fastsm.disk.descriptors import Descriptor

@@ -19,7 +19,7 @@ from fastsm import (
     SnapshotMetadata,
     SnapshotRangeError,
 )
-from fastsm.core.engine import append_metadata
+from fastsm.core.hard_state import append_metadata
 from support.faulty import Disk, contents, crash_copy
 from support.inside import inside
 
