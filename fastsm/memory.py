@@ -212,7 +212,7 @@ class MemoryStateMachine(StateMachine):
     def ordered(
         self, start: Any = None, end: Any = None, *, prefix: Any = None, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
-        """Returns the pairs of a scan, as of the call."""
+        """Iterates over the pairs that a scan would return, as of the call."""
         return iter(self._range(start, end, prefix, reverse))
 
     def _range(self, start: Any, end: Any, prefix: Any, reverse: bool = False) -> list[tuple[bytes, bytes]]:
@@ -233,7 +233,7 @@ class MemoryStateMachine(StateMachine):
         return self._state.writers.get(bytes_of(key, "key"))
 
     def membership(self) -> tuple[LogId, bytes] | None:
-        """Returns the newest ``config``."""
+        """Returns the id and the data of the newest ``config``, or None."""
         self._require_open()
         return self._state.membership
 

@@ -122,7 +122,7 @@ cdef class PendingView:
         return self.look_for(self.index.sessions, True, session.key, SESSION_ID_SIZE, session.hashed, found)
 
     cdef SessionId session_at(self, const uint8_t *number) noexcept:
-        """Returns the session whose number is at a place that the caller keeps as long as the chunk."""
+        """Returns the session whose number is at `number`. The caller keeps those bytes alive until the chunk ends."""
         cdef SessionId session
         session.key = number
         session.hashed = self.index.sessions.hash(number, SESSION_ID_SIZE)

@@ -227,7 +227,7 @@ cdef class Publisher:
         return step.incarnation
 
     cdef void go_on_as(self, uint64_t incarnation) noexcept:
-        """After the step: later publications belong to that incarnation."""
+        """Ends the step: later publications belong to this incarnation."""
         self.incarnation = incarnation
 
     def last(self):

@@ -162,7 +162,7 @@ def torn_tail_end(int descriptor, uint64_t identity, uint64_t end, uint64_t size
 
 
 def data_ranges(int descriptor, uint64_t start, uint64_t size):
-    """Returns the parts of [start, size) that are not holes: a sparse terabyte takes no time."""
+    """Returns the parts of [start, size) that are not holes. Reads nothing, so a sparse terabyte takes no time."""
     while start < size:
         try:
             data = os.lseek(descriptor, start, os.SEEK_DATA)

@@ -223,7 +223,7 @@ def write_next(directory: Directory, log: Log) -> None:
 
 
 def name_next(directory: Directory, old: Log, log: Log) -> None:
-    """Takes the step: names ``log``, which is prepared and synced, in place of ``old``; durable on return.
+    """Makes CURRENT name ``log``, which is prepared and synced, instead of ``old``; durable on return.
 
     On an error before CURRENT is replaced, ``old`` remains the state, unchanged. After a later error it is unknown
     which of the two the disk names, so ``old`` is poisoned.

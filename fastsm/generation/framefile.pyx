@@ -102,7 +102,7 @@ cdef class FrameFile:
         return 0
 
     def close(self):
-        """Closes the descriptor. The pages live as long as references to `mapping`. Idempotent."""
+        """Closes the descriptor. The pages stay mapped as long as `mapping` is referenced. Idempotent."""
         descriptor, self.descriptor = self.descriptor, None
         if descriptor is not None:
             self.directory.close_file(descriptor)

@@ -160,7 +160,7 @@ def judge_expected(path, end, expected, recovered, Terms terms):
 # ---- reading without the mapping ------------------------------------------------------------------------
 
 def read_piece(int descriptor, size, offset):
-    """Returns `size` bytes at `offset`, or fewer at the end of the file."""
+    """Returns `size` bytes at `offset`, or fewer if the file ends before that."""
     pieces = []
     while size > 0:
         piece = os.pread(descriptor, min(size, PIECE), offset)

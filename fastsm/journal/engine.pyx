@@ -447,7 +447,7 @@ cdef class LogEngine:
         return found
 
     def _counts(self):
-        """Returns, in one step: first, last, its term, last durable; count, bytes, segments, syncs, seconds."""
+        """Returns, as of one moment: first, last, its term, last durable; count, bytes, segments, syncs, seconds."""
         cdef Journal log = self._log
         cdef Segment segment
         cdef list segments

@@ -81,7 +81,7 @@ cdef object not_published(Log log, uint64_t end, str found):
 
 
 cdef int check_next(Mapping mapping, Log log, uint64_t end) except -1:
-    """Returns VALID if a frame of the log starts at its end, and is complete before another offset."""
+    """Returns VALID if a frame starts at the end of the log, and is complete before offset `end`."""
     cdef const uint8_t *frame = mapping.address + mapping.start + log.end
     cdef uint64_t identity = log.identity
     cdef uint64_t offset = log.end
@@ -97,7 +97,7 @@ cdef int check_next(Mapping mapping, Log log, uint64_t end) except -1:
 
 
 def is_in(Log log not None, Log other not None):
-    """Returns whether another log of the same identity has all frames that were taken from this one."""
+    """Returns whether `other`, a log of the same identity, has all frames that were taken from `log`."""
     if other.end < log.end:
         return False
     if log.last_frame == 0:

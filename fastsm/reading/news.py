@@ -62,7 +62,7 @@ class Following:
         def _taken_up_to(self) -> int: ...
 
     def _require_open(self) -> None:
-        """Raises ``NotRunningError`` if it is closed."""
+        """Raises ``NotRunningError`` if the reader is closed."""
         raise NotImplementedError
 
     def _take_opened(self, opened: Opened, publication: Publication | None) -> None:

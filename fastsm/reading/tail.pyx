@@ -50,7 +50,7 @@ cdef class TailState:
         self._lookout = Lookout()
 
     def _follow(self):
-        """Takes what was published since."""
+        """Takes what was published since the last call."""
         raise NotImplementedError
 
     @property
@@ -198,7 +198,7 @@ cdef class TailSource(Source):
         return self._tail.over
 
     def wake(self):
-        """Wakes the reader that waits, now and from here on: the watch is closed."""
+        """Ends the wait of a read, now and whenever one waits from here on: the watch is closed."""
         self.woken = True
 
     def may_have_changes(self):

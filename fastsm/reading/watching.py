@@ -82,7 +82,7 @@ class Tail(Following, TailState):
 
 
 class ReaderWatch(Watch):
-    """A watch of a reader."""
+    """A watch that a reader has opened."""
 
     __slots__ = ("__weakref__", "_tail")
 

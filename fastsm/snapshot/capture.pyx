@@ -236,7 +236,7 @@ cdef class Capture:
         return True
 
     cdef bint note(self, Table written, const uint8_t *record, uint64_t place, bint gather) noexcept nogil:
-        """Adds or updates a record in `written` (see `pass_over_slice`); returns False without memory."""
+        """Adds or updates a record in `written` (see `pass_over_slice`); returns False if there is no memory."""
         cdef const uint8_t *key = record_key(record)
         cdef uint64_t hashed = written.hash(key, record_key_size(record))
         if not gather and written.find(self.arena, hashed, key, record_key_size(record)) == 0:

@@ -183,7 +183,7 @@ class Shorthands(Applying):
         return self._fastsm_machine.next_deadline()
 
     def clock(self) -> int:
-        """Returns the clock of the state as this node has it, which ticks move; 0 before the first one."""
+        """Returns the clock of this node's state machine, which ticks move forward; 0 before the first tick."""
         return self._fastsm_machine.clock()
 
     def sync_read(self, key: Buffer, *, timeout: float | None = None) -> bytes | None:
