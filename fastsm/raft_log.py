@@ -170,7 +170,10 @@ class RaftLog(LogEngine):
                 self._finish()
 
     def _close_late(self) -> None:
-        """Closes after the interrupted calls it had to wait for. They keep their outcome; its error is raised later."""
+        """Closes the log, after the interrupted calls that the close had to wait for; their results do not change.
+
+        An error of the close is raised by the next call of :meth:`close`.
+        """
         try:
             self.close()
         except StorageError as error:

@@ -152,7 +152,10 @@ class OrderedWorker:
         try:
             if job.applies and job.doomed_by is not None:
                 cause = job.doomed_by.future.exception()
-                raise OrderError("a chunk queued before this one failed, see the cause") from cause
+                raise OrderError(
+                    "nothing of this chunk was applied, since a chunk queued before it has failed (see the cause): "
+                    "apply both again"
+                ) from cause
             result = job.function()
         except BaseException as error:
             if job.applies and job.doomed_by is None:

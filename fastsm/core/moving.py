@@ -77,7 +77,7 @@ def copy_base(directory: Directory, number: int, base: Base | None) -> Base | No
             while offset < base.size:
                 piece = os.pread(base.descriptor.number, min(PIECE, base.size - offset), offset)
                 if not piece:
-                    raise StorageError(None, "the base ends before its size", base.path)
+                    raise StorageError(None, f"expected a base of {base.size} bytes, found only {offset}", base.path)
                 offset = directory.write_paced(descriptor, piece, offset)
             directory.sync(descriptor)
         except BaseException:

@@ -339,7 +339,7 @@ cdef class PendingView:
     cdef int write_bytes(
         self, uint64_t index, uint32_t entry, bytes key, bytes value, uint64_t deadline=NO_DEADLINE
     ) except -1:
-        """Appends a put, or with `value` None a delete; keeps the objects as long as the chunk."""
+        """Appends a put, or with `value` None a delete; keeps both objects alive as long as the chunk."""
         cdef Step step
         step.operation.key_size = <uint16_t>PyBytes_GET_SIZE(key)
         step.operation.timed = deadline != NO_DEADLINE

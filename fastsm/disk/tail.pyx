@@ -149,7 +149,7 @@ def torn_tail_end(int descriptor, uint64_t identity, uint64_t end, uint64_t size
 
     Raises `CorruptionError` if the tail proves that bytes after `end` were durable once.
     """
-    with storage_errors(path, "searching a torn tail"):
+    with storage_errors(path, "searching for a torn tail"):
         tail = search_tail(descriptor, identity, end, size)
     if tail.proof:
         found = os.pread(descriptor, FRAME_RUNS, end).strip(b"\0")

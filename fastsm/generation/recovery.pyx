@@ -126,7 +126,7 @@ cdef class Scan:
         return LogId(self.progress.last_index, self.progress.last_term)
 
     def corrupt(self, expected):
-        """Returns the error for what follows the frames."""
+        """Returns the error for a file in which something else than `expected` follows the valid frames."""
         if self.end < self.size:
             found = FINDINGS[self.look(self.end)]
         else:

@@ -120,7 +120,7 @@ cdef class Order:
     # ---- build and keep up -----------------------------------------------------------------------------
 
     cdef bint is_behind(self) noexcept:
-        """Returns whether so much is to be done that it should not be left to the next reader."""
+        """Returns whether so many changes wait to be sorted in that they should not be left to the next reader."""
         if not self.built or self.builders:
             return False
         return self.waiting() > max(<uint64_t>MANY_NEW, self.entries / SHARE_OF_TREE) or self.has_garbage()

@@ -181,7 +181,7 @@ class Following:
         """Returns whether an owner publishes in another file, or a first one; checks the name at most once a second."""
         publication = self._lookout.publication
         if publication is not None:
-            with storage_errors(publication.path, "looking whether it is the same"):
+            with storage_errors(publication.path, "comparing the file with the open one"):
                 return self._lookout.is_due() and not publication.is_at(publication.path)
         self._lookout.look_again()
         try:

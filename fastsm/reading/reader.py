@@ -283,7 +283,7 @@ class Reader(Following, Follower):
         self._require()
         directory = open_directory(self.path)
         try:
-            with storage_errors(self.path, "looking for its owner"):
+            with storage_errors(self.path, "looking for the directory's owner"):
                 holder = directory.owner()
         finally:
             directory.close()

@@ -179,7 +179,7 @@ cdef class TailSource(Source):
         if not tail.over and tail._lookout.may_have_news():
             tail._follow()
         if tail.over:
-            raise NotRunningError("this reader is closed")
+            raise NotRunningError("this reader is closed: open another one")
         _old = self.mapping, self.path
         # From here on no Python code runs: all is from one moment.
         self.version = tail.version

@@ -109,7 +109,7 @@ cdef class Capture:
             raise MemoryError("no memory for a copy of the map of dead records")
         self.mapping = self.log.mapping
         if self.mapping is None:
-            raise SnapshotError("the state machine was closed in the meantime")
+            raise SnapshotError("the state machine was closed in the meantime: open the directory again")
         self.arena = self.mapping.address
         self.end = self.index.end
         self.touched = self.index.touch_place > 0

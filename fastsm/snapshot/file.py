@@ -55,7 +55,7 @@ def open_file(path: str) -> tuple[Descriptor, str]:
             finally:
                 folder.close()
     except ValueError as error:  # a NUL character in the path
-        raise SnapshotError(f"{path!r}: {error}") from None
+        raise SnapshotError(f"expected the path of a snapshot, found {path!r}: {error}") from None
 
 
 def _no_file(path: str, found: object) -> SnapshotFormatError:

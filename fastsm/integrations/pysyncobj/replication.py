@@ -380,5 +380,5 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
                 return
 
     def _fastsm_send_snapshot(self, node: Any) -> None:
-        """Called if the journal no longer has what a follower lacks."""
+        """Sends a snapshot to a follower that lacks entries which the journal no longer has."""
         raise NotImplementedError
