@@ -43,7 +43,7 @@ def compare_and_swap(
 ) -> bytes:
     """Returns the command that sets `key` to `value` if its value is `expected`.
 
-    `expected=None`: if the key is absent. `value=None`: remove the key on a match. `expires`: as in `put`; combined
+    `expected=None`: the key must be absent. `value=None`: a match removes the key. `expires`: as in `put`; combined
     with `value=None` it is a `CommandError`.
     """
 def noop() -> bytes:

@@ -510,7 +510,7 @@ def delete(key):
 def compare_and_swap(key, expected, value, *, expires=None):
     """Returns the command that sets `key` to `value` if its value is `expected`.
 
-    `expected=None`: if the key is absent. `value=None`: remove the key on a match. `expires`: as in `put`; combined
+    `expected=None`: the key must be absent. `value=None`: a match removes the key. `expires`: as in `put`; combined
     with `value=None` it is a `CommandError`.
     """
     if expires is not None and value is None:

@@ -66,7 +66,7 @@ class OrderedWorker:
     """Runs writes of coroutines, one by one, on a thread of its own.
 
     After a chunk has failed, chunks queued after it fail too, with ``OrderError``, until the caller of the failed
-    chunk has seen the failure: they were sent in the belief that it would be applied.
+    chunk has seen the failure: they were queued on the assumption that it would be applied.
     """
 
     def __init__(self) -> None:

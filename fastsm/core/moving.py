@@ -65,7 +65,7 @@ def move(directory: Directory, opened: current.Generation) -> current.Generation
 
 
 def copy_base(directory: Directory, number: int, base: Base | None) -> Base | None:
-    """Returns a synced copy of a base under another generation's name. Verified bytes are as verified as before."""
+    """Returns a synced copy of a base under another generation's name. If the base was verified, so is the copy."""
     if base is None:
         return None
     assert base.descriptor is not None

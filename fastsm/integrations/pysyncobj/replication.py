@@ -194,7 +194,7 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         self._SyncObj__sendNextNodeIdx(node)
 
     def _fastsm_without_known(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Returns the message without entries that are here already, so that it starts where they end."""
+        """Returns the message without the entries that this node has already, so that it starts where these end."""
         journal, previous, entries = self._fastsm_journal, message["prevLogIdx"], message["entries"]
         term = journal.term_at(previous)
         if term != message["prevLogTerm"]:

@@ -115,7 +115,7 @@ class Shorthands(Applying):
         """Submits ``fastsm.once``: a command that is applied once, however often it is submitted, on whatever node.
 
         So a caller that does not know the outcome (after a timeout, ``UNKNOWN_OUTCOME``, or if a node died) submits it
-        again, with the same session and sequence, until it has an answer: that of the one time that it took effect.
+        again, with the same session and sequence, until it has the answer that the command gave when it took effect.
         """
         return self._fastsm_do(answering.once(session, sequence, command, expires=expires), options, calls=True)
 
