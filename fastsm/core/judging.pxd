@@ -32,6 +32,7 @@ cdef class Judge:
 
     cdef int judge(self, Step *steps, size_t count, uint8_t *outcomes, tuple entries, Terms terms) except -1
     cdef void forget(self) noexcept
+    cdef void expect_reads(self, size_t first, size_t stop) noexcept
     cdef object judge_entry(self, size_t first, size_t stop)
     cdef object judge_once(self, size_t head, size_t stop)
     cdef object judge_session(self, Step *step)

@@ -12,12 +12,13 @@ from libc.string cimport memcmp, memcpy
 from fastsm.answers cimport answer, pack_result
 from fastsm.command cimport (
     ABSENT, ADD, CALL, COMPARE_AND_SWAP, DELETE_RANGE, EXISTS, MODIFIED_AT, Operation, READ, TRANSACTION,
-    FORGET, NO_DEADLINE, ONCE, OPEN_SESSION, TICK, TOUCH, call_name, call_version, number_at,
+    FORGET, NO_DEADLINE, ONCE, OPEN_SESSION, TICK, TOUCH, VALUE_IS, call_name, call_version, number_at,
 )
 from fastsm.core.expiring cimport Expiring
 from fastsm.core.tx cimport Tx
 from fastsm.core.view cimport DONE, Found, MISMATCH, SessionId, Step, TOO_LARGE
 from fastsm.disk.format cimport RECORD_FORGET, SESSION_ID_SIZE, SESSION_RESULT
+from fastsm.lookup.index cimport BLOCK
 from fastsm.lookup.terms cimport Terms
 
 from fastsm.answers import MAX_ANSWER_SIZE, REASONS, checked_value, same_answer, unpack_result
@@ -52,10 +53,14 @@ cdef class Judge:
         """Judges a chunk: sets outcomes and answers, and makes writes in the view, which has begun for this chunk."""
         cdef size_t first = 0
         cdef size_t stop
+        cdef size_t expected = 0
         cdef uint32_t entry
         self.steps, self.outcomes, self.entries, self.terms = steps, outcomes, entries, terms
         self.answers = None
         while first < count:
+            while expected < min(first + BLOCK, count):
+                self.expect_reads(expected, min(expected + BLOCK, count))
+                expected += BLOCK
             entry = steps[first].entry
             stop = first + 1
             while stop < count and steps[stop].entry == entry:
@@ -72,6 +77,13 @@ cdef class Judge:
                 outcomes[entry] = ANSWERS
             first = stop
         return 0
+
+    cdef void expect_reads(self, size_t first, size_t stop) noexcept:
+        """Prefetches the records that the steps from `first` to before `stop` read, so that cache misses overlap."""
+        cdef size_t i
+        for i in range(first, stop):
+            if reads_key(self.steps[i].operation.kind):
+                self.view.index.expect(self.view.arena, self.steps[i].hashed)
 
     cdef object judge_entry(self, size_t first, size_t stop):
         """Returns True, False, or an Answer."""
@@ -336,6 +348,11 @@ cdef class Judge:
         if position >= 0:
             return operator.index(self.entries[position][1])
         return term if self.terms.find(index, &term) else None
+
+
+cdef inline bint reads_key(uint8_t kind) noexcept:
+    """Returns whether a step of this kind looks a key up when it is judged."""
+    return kind == COMPARE_AND_SWAP or kind == ADD or kind == READ or kind == TOUCH or kind >= VALUE_IS
 
 
 cdef inline bint has_value(const Found *found, const uint8_t *value, uint32_t size) noexcept nogil:
