@@ -452,7 +452,7 @@ cdef class FrameFile:
     cpdef int check_writable(self) except -1:
         """Raises if the file is opened read-only, or poisoned by a failed sync."""
         if self.read_only:
-            raise ReadOnlyError(f"{self.path}: opened with read_only=True, so nothing can be written: open it without")
+            raise ReadOnlyError(f"{self.path}: opened with read_only=True; to write, open it without that option")
         if self.poisoned is None:
             return 0
         raise StorageError(
