@@ -61,7 +61,7 @@ files to memory to the machine; each module imports only modules listed before i
         awaited             tickets of callers that wait for an entry to be applied
         watchers            watches that wait for a change
         frozen              the present state, held still: iterators, columns
-        status, state       whether a call may go on; the applied state, and every way to read it
+        status, state       whether a call may go on, and the epoch; the applied state, and every way to read it
         ordered, timed      reads in the order of the keys: scans, counts, iterators; clock and deadlines
         scratch             memory for what judging a chunk makes
         view, ranging       the state as commands in a chunk see it; ranges of it

@@ -188,13 +188,13 @@ def open_session(*, expires: SupportsIndex | None = None) -> bytes:
 def once(
     session: SupportsIndex, sequence: SupportsIndex, command: Buffer, *, expires: SupportsIndex | None = None
 ) -> bytes:
-    """Returns the command that does another one exactly once, however often it is proposed.
+    """Returns a command that applies another command exactly once, however often it is proposed.
 
     ``session``: the id that ``open_session`` answered. Sequences rise from 1; gaps are allowed. Repeating the last
     sequence returns the same result, and changes nothing. An older one is ``Answer(False, None, "stale")``, an unknown
     or forgotten session "no session": neither says whether that command was applied before, so propose only one command
-    of a session at a time. The result is that of ``command``, at most 1 MiB, otherwise "too large"; refusals are
-    remembered too. ``expires`` sets the session's deadline; None leaves it unchanged.
+    of a session at a time. The result is that of ``command``, or "too large" if that takes more than 1 MiB; refusals
+    are remembered too. ``expires`` sets the session's deadline; None leaves it unchanged.
 
     ``command`` may be any except config, once, open_session, forget and tick. Raises ``CommandError`` for those, and
     for a sequence below 1.

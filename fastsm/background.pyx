@@ -99,7 +99,7 @@ cdef class BackgroundCall:
         return self.thread == PyThread_get_thread_ident()
 
     def is_excused(self, excuses):
-        """Returns `excuses(thread)` for its thread's number."""
+        """Returns the result of `excuses(thread)`, where `thread` is the number of this call's thread."""
         return excuses(self.thread)
 
 
@@ -109,8 +109,8 @@ cdef object python_step = eval("lambda: None")  # compiled code takes no interru
 cdef int take_interruption() except -1:
     """Takes an interruption that came too late for its call.
 
-    It would hit the thread's next call. If the thread ended, CPython 3.11 would look for it at every call of a Python
-    function, in all threads, and would never get past the first one under a profile function.
+    If it stayed pending, it would interrupt the thread's next call. If the thread ended with it, CPython 3.11 would
+    look for it at every call of a Python function, in all threads; under a profile function, that call would hang.
     """
     try:
         python_step()

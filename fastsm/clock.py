@@ -27,7 +27,7 @@ class HasTime(Protocol):
 
 
 class Clock:
-    """Says when a tick is worth proposing, and makes it. For the leader: a follower proposes nothing.
+    """Decides when a tick is worth proposing, and makes its command. For the leader: a follower proposes nothing.
 
     - ``interval_ms``: at most one tick in this time, so a due key may live that much longer, plus the time to commit.
     - ``limit``: how many keys and sessions one tick removes at most. While more are due, ticks follow one another

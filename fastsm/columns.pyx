@@ -153,7 +153,7 @@ cdef object not_a(str expected, source, str name):
 
 
 cdef bint is_text(const char *format) noexcept:
-    """Returns whether it is the format of NumPy's `S`: a size and `s`."""
+    """Returns whether `format` is that of NumPy's `S`: a size, then `s`."""
     cdef size_t i = 0
     while b"0" <= format[i] <= b"9":
         i += 1

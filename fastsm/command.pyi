@@ -43,7 +43,7 @@ def compare_and_swap(
 ) -> bytes:
     """Returns the command that sets `key` to `value` if its value is `expected`.
 
-    `expected=None`: if the key is absent. `value=None`: remove the key on a match. `expires`: as in `put`; combined
+    `expected=None`: the key must be absent. `value=None`: a match removes the key. `expires`: as in `put`; combined
     with `value=None` it is a `CommandError`.
     """
 def noop() -> bytes:
@@ -51,12 +51,12 @@ def noop() -> bytes:
 def config(data: Buffer) -> bytes:
     """Returns the command that records opaque cluster membership; see `FastStateMachine.membership`."""
 def batch(commands: Iterable[Buffer]) -> bytes:
-    """Returns the command that does several others in order, each seeing the earlier ones, all or none.
+    """Returns the command that applies several commands in order, all or none; each sees the effects of earlier ones.
 
     If a compare-and-swap in it does not match, or an add is impossible, the whole batch has no effect. It may contain
     put, delete, compare_and_swap, noop, add, touch, delete_range and delete_prefix; anything else, or a malformed
-    member, is a `CommandError`. With an add, a touch or a range in it, it answers `Answer(True, [one value for each])`,
-    or `Answer(False, None, reason)`.
+    member, is a `CommandError`. If it contains an add, a touch or a range, its result is
+    `Answer(True, [one value for each command])`, or `Answer(False, None, reason)`.
     """
 def decode(
     command: Buffer,

@@ -224,7 +224,7 @@ cdef int next_operation(Reader *reader, Operation *operation) noexcept nogil:
 
 
 cdef int look_at_deadline(Operation *operation, const uint8_t *data, size_t size, size_t *taken) noexcept nogil:
-    """Turns a put or a swap with a deadline, which is right before the key, into the plain kind with `timed` set."""
+    """Turns a put or a swap whose deadline is stored right before the key into the plain kind, with `timed` set."""
     if operation.kind == PUT_UNTIL:
         operation.kind = PUT
         taken[0] = HEADER_SIZE + 8
@@ -510,7 +510,7 @@ def delete(key):
 def compare_and_swap(key, expected, value, *, expires=None):
     """Returns the command that sets `key` to `value` if its value is `expected`.
 
-    `expected=None`: if the key is absent. `value=None`: remove the key on a match. `expires`: as in `put`; combined
+    `expected=None`: the key must be absent. `value=None`: a match removes the key. `expires`: as in `put`; combined
     with `value=None` it is a `CommandError`.
     """
     if expires is not None and value is None:
@@ -549,12 +549,12 @@ def config(data):
 
 
 def batch(commands):
-    """Returns the command that does several others in order, each seeing the earlier ones, all or none.
+    """Returns the command that applies several commands in order, all or none; each sees the effects of earlier ones.
 
     If a compare-and-swap in it does not match, or an add is impossible, the whole batch has no effect. It may contain
     put, delete, compare_and_swap, noop, add, touch, delete_range and delete_prefix; anything else, or a malformed
-    member, is a `CommandError`. With an add, a touch or a range in it, it answers `Answer(True, [one value for each])`,
-    or `Answer(False, None, reason)`.
+    member, is a `CommandError`. If it contains an add, a touch or a range, its result is
+    `Answer(True, [one value for each command])`, or `Answer(False, None, reason)`.
     """
     cdef list members = list(commands)
     cdef size_t size = HEADER_SIZE

@@ -21,7 +21,7 @@ class Stopped(Exception):
 
 
 def no_tick(done=0):
-    """A tick for work that only signals can end."""
+    """Does nothing: the `tick` of work that only a signal handler can end."""
 
 
 cdef class Work:

@@ -394,8 +394,9 @@ class FastStateMachine(Engine, StateMachine):
     def update_last_applied(self, log_id: LogId | tuple[int, int]) -> None:
         """Moves last applied forward, for an entry without a command (or one that the host skips).
 
-        Recorded by the next frame that is written, and durable after the next :meth:`flush`. Does nothing if it equals
-        last applied. ``OrderError`` if it goes back, has another term at the same index, or a lower term.
+        Recorded by the next frame that is written, and durable after the next :meth:`flush`. Does nothing if ``log_id``
+        equals last applied. Raises ``OrderError`` if ``log_id`` has a lower index or term than last applied, or another
+        term at the same index.
         """
         self._require()
         with self._turns:

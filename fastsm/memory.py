@@ -94,7 +94,9 @@ class MemoryStateMachine(StateMachine):
 
     def _refuse_procedure(self) -> None:
         if self._judge.is_calling():
-            raise ProcedureError("a procedure called the state machine that runs it: it has its tx alone")
+            raise ProcedureError(
+                "a procedure called the state machine that runs it: it may read and write only through its tx"
+            )
 
     def _require_open(self) -> None:
         self._refuse_procedure()
@@ -143,7 +145,7 @@ class MemoryStateMachine(StateMachine):
         return self.apply(chunk)
 
     def _check(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> tuple[list[Entry], list[Any]]:
-        """The entries in order, and what those say that are new; the first entry that cannot be raises."""
+        """Returns the entries, and the decoded commands of new ones; raises at the first one that is out of order."""
         entries: list[Entry] = []
         commands = []
         before: LogId | None = None
@@ -153,17 +155,18 @@ class MemoryStateMachine(StateMachine):
                 raise not_an_entry(item, position)
             log_id = checked_id(item)
             if before is not None and (log_id.index <= before.index or log_id.term < before.term):
-                raise OrderError(f"{log_id} after {before}", index=log_id.index)
+                raise OrderError(f"{log_id} after {before}: indexes rise and terms never fall", index=log_id.index)
             before = log_id
             if log_id.index <= self.last_applied().index:
                 known = self.entry_term(log_id.index)
                 if known is not None and known != log_id.term:
-                    raise OrderError(f"{log_id} was applied in term {known}", index=log_id.index)
+                    raise OrderError(f"{log_id}: this entry was applied in term {known}", index=log_id.index)
             else:
                 if log_id.term < previous.term:
-                    raise OrderError(f"{log_id} after {previous}", index=log_id.index)
+                    raise OrderError(f"{log_id} after {previous}: terms never fall", index=log_id.index)
                 if self._contiguous and log_id.index != previous.index + 1:
-                    raise OrderError(f"{log_id} after {previous}: a gap", index=log_id.index)
+                    after = f"{previous}: expected entry {previous.index + 1}"
+                    raise OrderError(f"{log_id} after {after}", index=log_id.index)
                 previous = log_id
                 commands.append(self._decode(Entry(*log_id, item[2])))
             entries.append(Entry(*log_id, item[2]))
@@ -212,7 +215,7 @@ class MemoryStateMachine(StateMachine):
     def ordered(
         self, start: Any = None, end: Any = None, *, prefix: Any = None, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
-        """Returns the pairs of a scan, as of the call."""
+        """Iterates over the pairs that a scan would return, as of the call."""
         return iter(self._range(start, end, prefix, reverse))
 
     def _range(self, start: Any, end: Any, prefix: Any, reverse: bool = False) -> list[tuple[bytes, bytes]]:
@@ -233,7 +236,7 @@ class MemoryStateMachine(StateMachine):
         return self._state.writers.get(bytes_of(key, "key"))
 
     def membership(self) -> tuple[LogId, bytes] | None:
-        """Returns the newest ``config``."""
+        """Returns the id and the data of the newest ``config``, or None."""
         self._require_open()
         return self._state.membership
 

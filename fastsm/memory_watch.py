@@ -106,7 +106,7 @@ class MemoryWatch(Reads):
     def _look(self) -> None:
         """Raises if the watch has ended."""
         if self._closed:
-            raise NotRunningError("this watch is closed")
+            raise NotRunningError("this watch is closed: open another one, from its position")
         self._wakes = self._history.wakes
         self._moment = self._history.look()
         base, applied = self._moment.base, self._moment.applied

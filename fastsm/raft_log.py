@@ -154,8 +154,8 @@ class RaftLog(LogEngine):
         Everything is released even if the last sync fails; the ``StorageError`` is raised afterwards.
 
         A signal handler or a finalizer may call it at any time. If its own thread is in the middle of a write or a sync
-        of this log, that completes first, and then the log is closed; an error of that close is raised by the next one.
-        An interrupted call that is waiting for its turn gets a ``NotRunningError``.
+        of this log, that completes first, and then the log is closed; an error of that close is raised by the next call
+        of ``close``. An interrupted call that is waiting for its turn gets a ``NotRunningError``.
         """
         if self._is_closed():
             error, self._late_error = self._late_error, None
@@ -170,7 +170,10 @@ class RaftLog(LogEngine):
                 self._finish()
 
     def _close_late(self) -> None:
-        """Closes after the interrupted calls it had to wait for. They keep their outcome; its error is raised later."""
+        """Closes the log, after the interrupted calls that the close had to wait for; their results do not change.
+
+        An error of the close is raised by the next call of :meth:`close`.
+        """
         try:
             self.close()
         except StorageError as error:

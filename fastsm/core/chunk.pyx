@@ -109,7 +109,7 @@ cdef class Chunk:
                 if terms.find(index, &known) and known != term:
                     raise OrderError(
                         f"entry {index} was applied in term {known}, but this chunk has it with term {term}: "
-                        "this log is not the one that the state was made from", index=index)
+                        "the state was made from another log; open the directory that belongs to this log", index=index)
                 self.outcomes[i] = SKIPPED
             else:
                 if term < runs.term or (contiguous and index != runs.index + 1):

@@ -66,7 +66,7 @@ class OrderedWorker:
     """Runs writes of coroutines, one by one, on a thread of its own.
 
     After a chunk has failed, chunks queued after it fail too, with ``OrderError``, until the caller of the failed
-    chunk has seen the failure: they were sent in the belief that it would be applied.
+    chunk has seen the failure: they were queued on the assumption that it would be applied.
     """
 
     def __init__(self) -> None:
@@ -152,7 +152,10 @@ class OrderedWorker:
         try:
             if job.applies and job.doomed_by is not None:
                 cause = job.doomed_by.future.exception()
-                raise OrderError("a chunk queued before this one failed, see the cause") from cause
+                raise OrderError(
+                    "nothing of this chunk was applied, since a chunk queued before it has failed (see the cause): "
+                    "apply both again"
+                ) from cause
             result = job.function()
         except BaseException as error:
             if job.applies and job.doomed_by is None:

@@ -137,7 +137,7 @@ cdef class Expiring(Ranging):
         return slot.chunk != self.chunk or slot.latest < 0
 
     cdef int take_written(self) except -1:
-        """Adds the deadlines written since the last tick to the heaps. The entries that wrote them are decided."""
+        """Adds the deadlines written since the last tick to the heaps. The entries that wrote them have been judged."""
         cdef const Step *step
         cdef DueKey added
         while self.looked_at < self.count:

@@ -122,7 +122,7 @@ cdef class Frozen:
 
 
 cdef class Filling:
-    """The work of `Frozen.columns`: first the offsets, then the bytes. The waiting caller holds the arrays."""
+    """The work of `Frozen.columns`: first the offsets, then the bytes. Its caller waits, and keeps the arrays alive."""
     cdef Frozen frozen
     cdef int64_t *key_ends
     cdef int64_t *value_ends

@@ -36,7 +36,7 @@ logger = logging.getLogger("fastsm")
 
 
 class Generations:
-    """The generations of one directory: the next number, old ones that views still hold, and the end of the last one.
+    """The generations of one directory: numbers for new ones, old ones that views still hold, and the final frame.
 
     Thread safety: methods that take the ``engine`` need the writer's turn, unless they say otherwise; the others may
     be called from any thread.

@@ -79,6 +79,6 @@ cdef class GroupCommit:
         return 0
 
     cdef int wake(self) except -1:
-        while self.waiting:  # allocates nothing, so all are woken even without memory
+        while self.waiting:  # allocates nothing, so all are woken even if there is no memory
             self.waiting.pop().release()
         return 0

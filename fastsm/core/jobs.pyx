@@ -46,7 +46,7 @@ cdef class Job:
     def check(self):
         """Raises `SnapshotError` if the job was ended from outside."""
         if self.ended_by is not None:
-            raise SnapshotError(f"the {self.what} was ended by {self.ended_by}: nothing is left of it")
+            raise SnapshotError(f"the {self.what} was ended by {self.ended_by}, and has left no files")
 
     def tick(self, uint64_t done=0):
         """Reports progress, and raises if the job was ended. To be called between pieces of the work."""

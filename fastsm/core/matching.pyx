@@ -101,10 +101,10 @@ cdef class StateSource(Source):
 
 
 def serve(Watchers watchers not None, tell_all):
-    """Tells waiting watches of changes by `tell_all`, at most once per millisecond, until `Watchers.silence`.
+    """Tells waiting watches of changes, with `tell_all`, at most once per millisecond, until `Watchers.silence`.
 
     Runs on a thread of its own, and keeps no machine alive while it waits. No other thread tells these watches, so a
-    round that fails without memory is repeated until all of them were told.
+    round that fails for lack of memory is repeated until all of them were told.
     """
     cdef double last = 0
     cdef bint heard = True

@@ -65,7 +65,7 @@ def move(directory: Directory, opened: current.Generation) -> current.Generation
 
 
 def copy_base(directory: Directory, number: int, base: Base | None) -> Base | None:
-    """Returns a synced copy of a base under another generation's name. Verified bytes are as verified as before."""
+    """Returns a synced copy of a base under another generation's name. If the base was verified, so is the copy."""
     if base is None:
         return None
     assert base.descriptor is not None
@@ -77,7 +77,7 @@ def copy_base(directory: Directory, number: int, base: Base | None) -> Base | No
             while offset < base.size:
                 piece = os.pread(base.descriptor.number, min(PIECE, base.size - offset), offset)
                 if not piece:
-                    raise StorageError(None, "the base ends before its size", base.path)
+                    raise StorageError(None, f"expected a base of {base.size} bytes, found only {offset}", base.path)
                 offset = directory.write_paced(descriptor, piece, offset)
             directory.sync(descriptor)
         except BaseException:

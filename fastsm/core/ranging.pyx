@@ -133,7 +133,7 @@ cdef class Ranging(PendingView):
         return removed
 
     cdef int append_written(self, const Step *step, bytes key) except -1:
-        """`append_removal` of a key that this chunk has put; the caller keeps the object."""
+        """Like `append_removal`, for a key that this chunk has put. The caller keeps `key` alive."""
         cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(key)
         return self.append_removal(step, data, PyBytes_GET_SIZE(key), self.table.hash(data, PyBytes_GET_SIZE(key)))
 

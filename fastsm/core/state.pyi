@@ -73,7 +73,7 @@ class State(Status):
     def keys(self) -> Iterator[bytes]:
         """Iterates over the keys of the state at the call, in the order of the entries that last wrote them."""
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Iterates over the pairs of the state at the call, in the order of the entries that last wrote them."""
+        """Iterates over the pairs of the state as of the call, in the order of the entries that last wrote them."""
     def columns(
         self,
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.int64]]:

@@ -251,7 +251,7 @@ cdef class State(Status):
         return self.freeze().in_order().keys()
 
     def items(self):
-        """Iterates over the pairs of the state at the call, in the order of the entries that last wrote them."""
+        """Iterates over the pairs of the state as of the call, in the order of the entries that last wrote them."""
         return self.freeze().in_order().items()
 
     def columns(self):

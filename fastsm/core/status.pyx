@@ -117,10 +117,11 @@ cdef class Status:
         """Raises `SnapshotError` if there was a reset or an install since `epoch`."""
         if self._epoch >> 32 != epoch >> 32:
             raise SnapshotError(
-                f"the {what} was ended by a reset or an install, which replaced its state: nothing is left of it")
+                f"the {what} was ended by a reset or an install, which replaced the state, and has left no files: call "
+                "it again for the new state")
 
     def _refuse_moved(self, uint64_t epoch, str what):
         """Raises `SnapshotError` if there was a reset, an install or a compaction since `epoch`."""
         self._refuse_replaced(epoch, what)
         if self._epoch != epoch:
-            raise SnapshotError(f"the {what} was overtaken by a compaction: nothing is left of it")
+            raise SnapshotError(f"the {what} was overtaken by a compaction, and has left no files: call it again")

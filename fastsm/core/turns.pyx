@@ -181,7 +181,7 @@ cdef class Turns:
     cdef int end(self) except -1:
         cdef unsigned long thread = PyThread_get_thread_ident()
         cdef Py_ssize_t i
-        for i in range(len(self.amid)):  # allocates nothing, so it also works without memory
+        for i in range(len(self.amid)):  # allocates nothing, so it also works if there is no memory
             if <unsigned long>self.amid[i] == thread:
                 del self.amid[i]
                 break

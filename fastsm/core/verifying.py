@@ -63,7 +63,7 @@ class Verifying:
         with engine._turns:
             engine._require()
             if current.read_current(self._directory) is None:
-                raise CorruptionError(self._directory.path_of(CURRENT), None, "CURRENT", "no file")
+                raise CorruptionError(self._directory.path_of(CURRENT), None, "the name of the log in use", "no file")
             epoch, log, _, _ = engine._standing()
             with storage_errors(log.path, "reading the log"):
                 verification = Verification(log)

@@ -122,7 +122,7 @@ cdef class PendingView:
         return self.look_for(self.index.sessions, True, session.key, SESSION_ID_SIZE, session.hashed, found)
 
     cdef SessionId session_at(self, const uint8_t *number) noexcept:
-        """Returns the session whose number is at a place that the caller keeps as long as the chunk."""
+        """Returns the session whose number is at `number`. The caller keeps those bytes alive until the chunk ends."""
         cdef SessionId session
         session.key = number
         session.hashed = self.index.sessions.hash(number, SESSION_ID_SIZE)
@@ -339,7 +339,7 @@ cdef class PendingView:
     cdef int write_bytes(
         self, uint64_t index, uint32_t entry, bytes key, bytes value, uint64_t deadline=NO_DEADLINE
     ) except -1:
-        """Appends a put, or with `value` None a delete; keeps the objects as long as the chunk."""
+        """Appends a put, or with `value` None a delete; keeps both objects alive as long as the chunk."""
         cdef Step step
         step.operation.key_size = <uint16_t>PyBytes_GET_SIZE(key)
         step.operation.timed = deadline != NO_DEADLINE

@@ -40,12 +40,13 @@ def judge(engine: Engine, ticket: Ticket) -> None:
         return
     if ticket.is_replaced:
         raise OrderError(
-            f"waited for entry {ticket.index}, but the state was replaced by an empty or an older one in the meantime",
+            f"the wait for entry {ticket.index} ended because an empty or an older state has replaced the state: if "
+            "the new state will apply this entry, wait again",
             index=ticket.index)
     if ticket.is_poisoned:
         engine._log.check_writable()
     engine._require()
-    raise NotRunningError(f"the state machine was stopped during the wait for entry {ticket.index}")
+    raise NotRunningError(f"the state machine was stopped during the wait for entry {ticket.index}: wait again")
 
 
 class AppliedWaiters(BatchThread[Ticket]):

@@ -165,7 +165,7 @@ cdef class Group:
         self.left = []
 
     cdef int add(self, Waiting waiting, Reach *reach) except -1:
-        """Adds a wait that knows everything up to a reach."""
+        """Adds a wait of a watch that has seen everything up to `reach`."""
         cdef bint alone = not self.waiting
         self.waiting.append(waiting)
         self.note_change()

@@ -223,9 +223,9 @@ cdef class Descriptor:
 cdef class ExclusiveBlock:
     """A context manager with an exclusive lock of a file; raises `refusal()` on a thread that is already in one.
 
-    `threads`: those inside. `unless`: errors that mean that the system does not support this lock; then the block runs
-    without it. `directory._left`: the lock belongs to the parent process, and is not released here. Compiled, so that
-    no signal handler runs between taking a lock and recording it.
+    `threads`: the threads inside such a block. `unless`: errors that mean that the system does not support this lock;
+    then the block runs without it. `directory._left`: the lock belongs to the parent process, and is not released
+    here. Compiled, so that no signal handler runs between taking a lock and recording it.
     """
     cdef Descriptor descriptor
     cdef object directory, refusal

@@ -200,10 +200,10 @@ class Directory:
     def exclusive(self) -> ExclusiveBlock:
         """Returns a context manager that excludes other writers of this directory, in this and in other processes.
 
-        For comparing a name and renaming by the result, and nothing longer, since others wait. The lock is on the
-        directory itself. On a file system that cannot lock directories, other processes are not excluded. A signal
-        handler or a finalizer on a thread that is in such a block gets a ``ReentryError`` instead of waiting for
-        itself.
+        Use it only to look at a name and then rename a file, not for longer work, since other writers wait. The lock
+        is on the directory itself. On a file system that cannot lock directories, other processes are not excluded. A
+        signal handler or a finalizer on a thread that is in such a block gets a ``ReentryError`` instead of waiting
+        for itself.
         """
         return ExclusiveBlock(
             self, self._directory, _exclusive, (*NO_DIRECTORY_LOCK, *NO_SUCH_CALL), self._refuse_to_wait)
@@ -394,8 +394,8 @@ class Directory:
         rewritten and synced, yet the block reads as zeros once the cache is dropped. A write that bypasses the cache
         consults the file system's extent map instead. Does nothing if the system does not support such writes.
 
-        Such a write drops the cached pages of its range, including neighbors in the same large page. So pieces end
-        where no cached page extends across, and each piece is read completely before it is written. Meanwhile no other
+        Such a write drops the cached pages of its range, including neighbors in the same large page. So each piece
+        ends at an offset that no cached page spans, and is read completely before it is written. Meanwhile no other
         thread may append to the file, unless ``stop`` is the end of a piece.
         """
         direct = getattr(os, "O_DIRECT", 0)

@@ -257,7 +257,7 @@ class SnapshotHead(NamedTuple):
 
     @property
     def state_offset(self):
-        """The offset of the state."""
+        """The offset of the state in the file."""
         return SNAPSHOT_HEADER_SIZE + align8(self.attachment_size)
 
     @property

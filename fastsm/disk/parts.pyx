@@ -13,9 +13,9 @@ cdef int write_frame(
     int descriptor, Part *parts, size_t count, uint64_t length, uint32_t run_count,
     uint64_t identity, uint64_t offset, uint64_t watermark, uint64_t *chain,
 ) noexcept nogil:
-    """Hashes and writes a frame, the first of whose parts begins with its header, to be filled in.
+    """Hashes and writes a frame. Its first part begins with room for the header, which is filled in here.
 
-    `chain`: the checksum of the previous frame, which becomes that of this one. Returns 0 or the system's error.
+    `chain`: the checksum of the previous frame; replaced by that of this frame. Returns 0 or the system's error.
     """
     cdef uint8_t *frame = <uint8_t *>parts[0].data
     cdef Part header

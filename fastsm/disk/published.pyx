@@ -163,14 +163,14 @@ cdef class Publisher:
         """
         cdef Publisher publisher = Publisher()
         publisher.path = directory.path_of(NAME)
-        with storage_errors(publisher.path, "opening the file in which readers see the state"):
+        with storage_errors(publisher.path, "opening the publication"):
             publisher.descriptor = open_or_make(directory, publisher.path)
             publisher.file = publisher.descriptor.number
             publisher.take(directory.stores_are_safe(publisher.descriptor))
         return publisher
 
     def take(self, bint stores):
-        """Continues from the file's content. `stores`: a store into the file never lacks a block."""
+        """Continues from the file's content. `stores`: whether a store into the mapped file never lacks a block."""
         content = os.pread(self.file, FILE_SIZE, 0)
         if len(content) < FILE_SIZE:
             raise CorruptionError(self.path, len(content), f"{FILE_SIZE} bytes", "the end of the file")
@@ -227,7 +227,7 @@ cdef class Publisher:
         return step.incarnation
 
     cdef void go_on_as(self, uint64_t incarnation) noexcept:
-        """After the step: later publications belong to that incarnation."""
+        """Ends the step: later publications belong to this incarnation."""
         self.incarnation = incarnation
 
     def last(self):
@@ -235,7 +235,7 @@ cdef class Publisher:
         return newest_in(self.content())
 
     cdef object content(self):
-        with storage_errors(self.path, "reading what readers were told last"):
+        with storage_errors(self.path, "reading the last publication"):
             return os.pread(self.file, FILE_SIZE, 0)
 
     cdef void write_slot(self, Slot *slot) noexcept:
@@ -350,7 +350,7 @@ cdef class Publication:
         return publication
 
     def go_on_from(self, Publication other=None):
-        """Takes over what another publication of the same file had already seen."""
+        """Takes over which publication `other`, if it is of the same file, had found first."""
         if self.is_same(other):
             self.first = other.first
 

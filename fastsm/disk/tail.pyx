@@ -149,7 +149,7 @@ def torn_tail_end(int descriptor, uint64_t identity, uint64_t end, uint64_t size
 
     Raises `CorruptionError` if the tail proves that bytes after `end` were durable once.
     """
-    with storage_errors(path, "searching a torn tail"):
+    with storage_errors(path, "searching for a torn tail"):
         tail = search_tail(descriptor, identity, end, size)
     if tail.proof:
         found = os.pread(descriptor, FRAME_RUNS, end).strip(b"\0")
@@ -162,7 +162,7 @@ def torn_tail_end(int descriptor, uint64_t identity, uint64_t end, uint64_t size
 
 
 def data_ranges(int descriptor, uint64_t start, uint64_t size):
-    """Returns the parts of [start, size) that are not holes: a sparse terabyte takes no time."""
+    """Returns the parts of [start, size) that are not holes. Reads nothing, so a sparse terabyte takes no time."""
     while start < size:
         try:
             data = os.lseek(descriptor, start, os.SEEK_DATA)

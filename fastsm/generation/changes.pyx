@@ -202,7 +202,7 @@ cdef class Changes:
     def _look(self):
         """Looks at the log as it is now; raises the reason if the watch has ended."""
         if self._closed:
-            raise NotRunningError("this watch is closed")
+            raise NotRunningError("this watch is closed: open another one, from its position")
         self._source.look()
         self.look()
 
@@ -394,7 +394,7 @@ cdef class Changes:
     cdef object next_change(self):
         """Returns the next change, or NOT_YET. Raises the reason if the watch has ended."""
         if self._closed:
-            raise NotRunningError("this watch is closed")
+            raise NotRunningError("this watch is closed: open another one, from its position")
         self._source.look()
         self.look()
         if self.next_found(False) == ENDED:

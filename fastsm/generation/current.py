@@ -89,7 +89,9 @@ def open_read_only(directory: Directory, expect_applied: LogId | None, verify: b
     for attempt in range(READ_ATTEMPTS):
         current = read_current(directory)
         if current is None:
-            raise CorruptionError(directory.path_of(CURRENT), None, "a state directory", "no file")
+            raise CorruptionError(
+                directory.path_of(CURRENT), None, "the file CURRENT of a state directory", "no file",
+                "check the path; if the directory had a state, restore it from a snapshot or a replica")
         try:
             log = Log.open(directory, current, read_only=True)
         except CorruptionError:
@@ -223,7 +225,7 @@ def write_next(directory: Directory, log: Log) -> None:
 
 
 def name_next(directory: Directory, old: Log, log: Log) -> None:
-    """Takes the step: names ``log``, which is prepared and synced, in place of ``old``; durable on return.
+    """Makes CURRENT name ``log``, which is prepared and synced, instead of ``old``; durable on return.
 
     On an error before CURRENT is replaced, ``old`` remains the state, unchanged. After a later error it is unknown
     which of the two the disk names, so ``old`` is poisoned.

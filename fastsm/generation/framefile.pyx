@@ -102,7 +102,7 @@ cdef class FrameFile:
         return 0
 
     def close(self):
-        """Closes the descriptor. The pages live as long as references to `mapping`. Idempotent."""
+        """Closes the descriptor. The pages stay mapped as long as `mapping` is referenced. Idempotent."""
         descriptor, self.descriptor = self.descriptor, None
         if descriptor is not None:
             self.directory.close_file(descriptor)
@@ -225,7 +225,7 @@ cdef class FrameFile:
         return self.note_frames(self.end, length, 1, chain)
 
     cdef int commit_frames(self, uint8_t *frames, uint64_t total, size_t count) except -1:
-        """`commit_frame` for consecutive frames whose lengths are filled in: all of them, or none."""
+        """Like `commit_frame`, for consecutive frames whose lengths are filled in: commits all of them, or none."""
         cdef uint64_t durable = self.durable
         cdef uint64_t offset = self.end
         cdef uint64_t chain = self.chain
@@ -379,7 +379,7 @@ cdef class FrameFile:
         try:
             self.write_suspect()
         except OSError as error:
-            failure = StorageError.wrap(error, self.path, "writing again what an unclean end had left")
+            failure = StorageError.wrap(error, self.path, "rewriting bytes that an earlier process may not have synced")
             self.poison(failure)
             raise failure from error
         return 0
@@ -445,14 +445,14 @@ cdef class FrameFile:
                     chain = frame_checksum(file + offset)
                     offset += frame_length(file + offset)
             if not sound:
-                raise OSError(errno.EIO, f"the frame at offset {offset} was found by recovery, and is gone now")
+                raise OSError(errno.EIO, f"the frame at offset {offset}, which recovery had found, is no longer there")
             PyErr_CheckSignals()
         return 0
 
     cpdef int check_writable(self) except -1:
         """Raises if the file is opened read-only, or poisoned by a failed sync."""
         if self.read_only:
-            raise ReadOnlyError(f"{self.path}: opened with read_only=True; nothing is written")
+            raise ReadOnlyError(f"{self.path}: opened with read_only=True; to write, open it without that option")
         if self.poisoned is None:
             return 0
         raise StorageError(

@@ -131,7 +131,7 @@ cdef class Log(FrameFile):
         """
         cdef Mapping mapping = source.mapping  # held: stays valid even if `source` is mapped again meanwhile
         if mapping is None:
-            raise NotRunningError(f"{source.path}: the log was closed in the meantime")
+            raise NotRunningError(f"{source.path}: the log was closed in the meantime: open the directory again")
         while first < stop:
             first = self.copy_piece(mapping.address + mapping.start, first, stop)
 
@@ -245,7 +245,7 @@ cdef class Log(FrameFile):
         cdef const Run *run
         cdef Mapping mapping = self.mapping
         if mapping is None:
-            raise NotRunningError(f"{self.path}: the log was closed in the meantime")
+            raise NotRunningError(f"{self.path}: the log was closed in the meantime: open the directory again")
         with nogil:
             while offset < end:
                 frame = mapping.address + mapping.start + offset

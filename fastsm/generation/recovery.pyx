@@ -126,7 +126,7 @@ cdef class Scan:
         return LogId(self.progress.last_index, self.progress.last_term)
 
     def corrupt(self, expected):
-        """Returns the error for what follows the frames."""
+        """Returns the error for a file in which something else than `expected` follows the valid frames."""
         if self.end < self.size:
             found = FINDINGS[self.look(self.end)]
         else:
@@ -160,7 +160,7 @@ def judge_expected(path, end, expected, recovered, Terms terms):
 # ---- reading without the mapping ------------------------------------------------------------------------
 
 def read_piece(int descriptor, size, offset):
-    """Returns `size` bytes at `offset`, or fewer at the end of the file."""
+    """Returns `size` bytes at `offset`, or fewer if the file ends before that."""
     pieces = []
     while size > 0:
         piece = os.pread(descriptor, min(size, PIECE), offset)

@@ -25,8 +25,9 @@ cdef enum:
 cdef HeldOrder hold_order(Index index, uint64_t end, bint at_once, tick):
     """Captures the order of an index, to be saved; None if the order is not in use, or there is no memory.
 
-    `end`: the place after the last record. Many new keys are first sorted in, without the GIL, with calls of `tick()`;
-    with `at_once`, no Python code runs, and None is returned in that case. O(new keys).
+    `end`: the place after the last record. If there are many new keys, they are first sorted in, without the GIL, with
+    calls of `tick()`. With `at_once` no Python code runs: many new keys are then not sorted in, and None is returned.
+    O(new keys).
     """
     cdef HeldOrder held
     cdef Order order = index.order

@@ -227,7 +227,7 @@ cdef tuple describe(Log log, Index index):
 
 
 cdef object part_of(Table table):
-    """Describes a table for the header."""
+    """Returns what the header of a saved table says of one table."""
     if table.count == 0:
         return headers.SavedPart(table.seed0, table.seed1, 0, 0, 0)
     return headers.SavedPart(table.seed0, table.seed1, table.count, table.segment_count, table.depth)

@@ -33,7 +33,7 @@ class Verification:
             self._log = log.verification()
 
     def run(self, progress: Progress | None = None) -> None:
-        """Raises ``CorruptionError`` at the first damage, ``StorageError`` if a file cannot be read. For one call."""
+        """Raises ``CorruptionError`` at the first damage, ``StorageError`` if a file cannot be read. Call it once."""
         descriptor, head, path, end, chain = self._log
         base_size = 0 if self._base is None else self._base.size
         try:

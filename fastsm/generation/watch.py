@@ -54,8 +54,8 @@ class Reads:
 
         Their keys and values add up to at most ``max_bytes``, except that one larger change is returned alone. A read
         may end between two changes of one entry; the next read continues there. Raises ``CompactedError`` if the next
-        entries are gone, and ``NotRunningError`` if the machine is stopped or closed or the watch is closed, even
-        during the wait.
+        entries no longer exist, and ``NotRunningError`` if the machine is stopped or closed or the watch is closed,
+        even during the wait.
         """
         limit, max_bytes, end = checked_read(limit, max_bytes, timeout)
         self._begin()

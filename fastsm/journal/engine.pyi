@@ -39,9 +39,9 @@ class LogEngine:
     def entries(self, first: int, last: int, *, max_bytes: int | None = None) -> list[Entry]:
         """Returns the existing entries from `first` to `last`, both included, as a list of `Entry`.
 
-        `max_bytes`: only as many as have this many bytes of commands in total, but at least one. Entries before
-        `first_index` were compacted: `CompactedError`, whose `oldest` is the first entry that can be read. All are from
-        one moment of the log, which may be changed by other threads meanwhile. O(what is returned).
+        `max_bytes`: only as many entries as have commands of at most this size in total, but at least one. Raises
+        `CompactedError` if `first` is before `first_index`; its `oldest` is the first entry that can be read. All
+        entries are from one moment of the log, which other threads may change meanwhile. O(what is returned).
         """
     def hard_state(self) -> tuple[int, bytes | None]:
         """Returns `(term, voted_for)` as last saved and durable; `(0, None)` at first."""

@@ -172,9 +172,9 @@ cdef class LogEngine:
     def entries(self, first, last, *, max_bytes=None):
         """Returns the existing entries from `first` to `last`, both included, as a list of `Entry`.
 
-        `max_bytes`: only as many as have this many bytes of commands in total, but at least one. Entries before
-        `first_index` were compacted: `CompactedError`, whose `oldest` is the first entry that can be read. All are from
-        one moment of the log, which may be changed by other threads meanwhile. O(what is returned).
+        `max_bytes`: only as many entries as have commands of at most this size in total, but at least one. Raises
+        `CompactedError` if `first` is before `first_index`; its `oldest` is the first entry that can be read. All
+        entries are from one moment of the log, which other threads may change meanwhile. O(what is returned).
         """
         cdef Reading reading
         cdef Journal log = self._log
@@ -447,7 +447,7 @@ cdef class LogEngine:
         return found
 
     def _counts(self):
-        """Returns, in one step: first, last, its term, last durable; count, bytes, segments, syncs, seconds."""
+        """Returns, as of one moment: first, last, its term, last durable; count, bytes, segments, syncs, seconds."""
         cdef Journal log = self._log
         cdef Segment segment
         cdef list segments

@@ -39,7 +39,7 @@ cdef class Reading:
         free(self.frames)
 
     cdef list listed(self):
-        """Returns them as a list of `Entry`."""
+        """Returns the entries as a list of `Entry`."""
         cdef list found = []
         cdef object term = None
         cdef uint64_t last = 0

@@ -86,7 +86,7 @@ cdef class Journal(RecoveredSegments):
 
     @property
     def commit_index(self):
-        """The last argument of `set_commit_index`, never above the last entry."""
+        """The value last passed to `set_commit_index`, or the last index if that is lower."""
         return self.committed
 
     @property

@@ -43,7 +43,7 @@ cdef class DeadMap:
         return 0
 
     cdef uint64_t *copy(self, uint64_t stop) noexcept nogil:
-        """Returns a flat copy of the map below `stop`, which the caller frees; NULL without memory."""
+        """Returns a flat copy of the map below `stop`, which the caller frees; NULL if there is no memory."""
         cdef uint64_t count = (stop >> WORD_BITS) + 1
         cdef uint64_t *words = <uint64_t *>calloc(count, sizeof(uint64_t))
         cdef uint64_t first = 0

@@ -123,7 +123,7 @@ cdef class Deadlines:
         return 0
 
     cdef int push(self, const uint8_t *arena, uint64_t deadline, uint64_t place) noexcept nogil:
-        """Adds a deadline; returns -1 without memory, which `reserve` prevents."""
+        """Adds a deadline; returns -1 if there is no memory, which `reserve` prevents."""
         cdef uint64_t added
         cdef size_t i = self.count
         cdef size_t parent

@@ -165,7 +165,7 @@ cdef class Index:
         return NO_MEMORY if self.take_block(walk.arena, records, gathered) < 0 else TAKEN
 
     cdef int take_block(self, const uint8_t *arena, const uint8_t **records, uint32_t count) noexcept nogil:
-        """Takes a block of records, with overlapping cache misses; returns -1 without memory."""
+        """Takes a block of records, with overlapping cache misses; returns -1 if there is no memory."""
         cdef uint64_t hashes[BLOCK]
         cdef uint64_t rebuilds = self.table.rebuilds + self.sessions.rebuilds
         cdef uint32_t i
@@ -226,7 +226,7 @@ cdef class Index:
     cdef int note_put(
         self, const uint8_t *arena, const uint8_t *record, uint64_t place, uint64_t old
     ) noexcept nogil:
-        """Updates deadlines for a put or a delete; `old`: the key's previous put. Returns -1 without memory."""
+        """Updates deadlines for a put or a delete; `old`: the key's previous put. Returns -1 if there is no memory."""
         if old:
             self.end_touch(arena, record, old)
         if record[RECORD_TIMED] and self.deadlines.push(arena, record_deadline(record), place) < 0:
@@ -249,7 +249,7 @@ cdef class Index:
         self.deadlines.stale += arena[old + RECORD_TIMED] != 0
 
     cdef int note_touch(self, const uint8_t *arena, uint64_t hashed, uint64_t place) noexcept nogil:
-        """Takes the touch of an existing key; our logs contain no others. Returns -1 without memory."""
+        """Takes the touch of an existing key; our logs contain no others. Returns -1 if there is no memory."""
         cdef const uint8_t *record = arena + place
         cdef const uint8_t *key = record_key(record)
         cdef uint64_t put = self.table.find(arena, hashed, key, record_key_size(record))
@@ -274,7 +274,7 @@ cdef class Index:
         return 0
 
     cdef int note_session(self, const uint8_t *arena, const uint8_t *record, uint64_t old) noexcept nogil:
-        """Updates deadlines for a session's record; `old`: the previous one. Returns -1 without memory."""
+        """Updates deadlines for a session's record; `old`: the previous one. Returns -1 if there is no memory."""
         cdef uint64_t deadline = NO_DEADLINE
         if old and session_deadline(arena + old) != NO_DEADLINE:
             self.session_deadlines.stale += 1

@@ -48,7 +48,7 @@ cdef class Order:
     cdef inline int note(
         self, const uint8_t *arena, int operation, uint64_t hashed, uint64_t place, uint64_t old
     ) noexcept nogil:
-        """Records a change of the table; returns -1 without memory, unless room was reserved."""
+        """Records a change of the table; returns -1 if there is no memory, unless room was reserved."""
         if old == 0:
             return self.note_new(place) if operation == RECORD_PUT and self.recording else 0
         if self.moment_count:

@@ -105,7 +105,7 @@ cdef class Order:
         cdef size_t i = 0
         if self.recording and self.make_room(new_keys) < 0:
             raise MemoryError(f"no memory to keep {self.fresh_count + new_keys} new keys in order")
-        while i < self.moment_count:  # without memory, a collection may run and end readers
+        while i < self.moment_count:  # if memory runs out, a collection may run and end readers
             reserve_notes(<Moment>self.moments[i], changes)
             i += 1
         return 0
@@ -120,7 +120,7 @@ cdef class Order:
     # ---- build and keep up -----------------------------------------------------------------------------
 
     cdef bint is_behind(self) noexcept:
-        """Returns whether so much is to be done that it should not be left to the next reader."""
+        """Returns whether so many changes wait to be sorted in that they should not be left to the next reader."""
         if not self.built or self.builders:
             return False
         return self.waiting() > max(<uint64_t>MANY_NEW, self.entries / SHARE_OF_TREE) or self.has_garbage()
@@ -155,9 +155,12 @@ cdef class Order:
     cdef bint take_lock(self) except -1:
         """Waits until no other thread does long work here. Returns False if the caller should work without the lock.
 
-        The caller does not wait for its own interrupted frames (in a signal handler); nor for a thread whose
-        interrupted work has such a handler on top, which may wait for the caller, or for the turn that the caller has;
-        nor, when the interpreter is ending, for a thread that no longer runs.
+        The caller does not wait
+
+        - if it is a signal handler that has interrupted this work on its own thread;
+        - if a signal handler has interrupted the work on another thread: that handler may wait for the caller, or for
+          the turn that the caller has;
+        - if the interpreter is ending, and the other thread no longer runs.
         """
         while self.worker != PyThread_get_thread_ident():
             if self.lock.acquire(True, GLANCE):  # on the main thread, signal handlers run during the wait
@@ -256,7 +259,7 @@ cdef class Order:
             pauses.take()
 
     cdef int merge(self, Pauses pauses) except -1:
-        """Sorts the new keys into a copy of the tree, without the GIL, and takes the copy."""
+        """Sorts the new keys into a copy of the tree, without the GIL, and puts the copy in place of the tree."""
         cdef Sorting sorting = Sorting()
         cdef Mapping mapping
         cdef Work work
@@ -289,7 +292,7 @@ cdef class Order:
         return 0
 
     cdef int absorb(self) except -1:
-        """Sorts the new keys into the tree directly. Runs no Python code, except to raise without memory."""
+        """Sorts the new keys into the tree directly. Runs no Python code, except to raise MemoryError."""
         cdef Item few[FEW_NEW]
         cdef Item *items = few
         cdef Sorter sorter
@@ -378,7 +381,7 @@ cdef class Order:
 
 @cython.no_gc  # it refers only to a table
 cdef class Moment:
-    """What a reader needs to know about its moment, once other records have become the newest of their keys.
+    """Lets a reader keep reading as of one moment after other records have become the newest of their keys.
 
     Thread safety: that of the order.
     """

@@ -53,7 +53,7 @@ cdef enum:
     HOME_SHIFT = 64 - SEGMENT_BITS
     SPLIT_BITS = 9
     SPLIT_FROM = SEGMENT_SLOTS / 4 * 3 - 384   # keys; up to SPLIT_FROM + 2**SPLIT_BITS: 66 to 78 % of the slots
-    # Reached only without memory or under attack: each probe needs an empty slot to end
+    # Reached only if memory runs out or under attack: each probe needs an empty slot to end
     FULL_AT = SEGMENT_SLOTS - 64
     CROWDED = 1024                   # a displacement that chance does not produce in a lifetime
     SUSPICIOUS = 16                  # keys with one tag met by one probe: just as unlikely
@@ -205,7 +205,7 @@ cdef class Table:
     cdef uint64_t put(
         self, const uint8_t *arena, uint64_t hashed, const uint8_t *key, uint16_t size, uint64_t place
     ) noexcept nogil:
-        """Sets the key's place; returns its old place, 0 for a new key, or FAILED without memory."""
+        """Sets the key's place; returns its old place, 0 for a new key, or FAILED if there is no memory."""
         cdef Segment *segment = self.segment_of(hashed)
         cdef size_t i = (hashed >> (TAG_BITS - SEGMENT_BITS)) & SLOT_MASK
         cdef uint64_t slot = segment.slots[i]

@@ -11,7 +11,7 @@ cdef class Terms:
     cdef size_t room
     cdef readonly uint64_t seen
     cdef inline int reserve(self, size_t more) except -1 nogil:
-        """Ensures that `more` runs can be appended without memory."""
+        """Ensures that `more` runs can be appended without allocating memory."""
         return 0 if self.room - self.count >= more else self.reserve_slowly(more)
 
     cdef int reserve_slowly(self, size_t more) except -1 nogil

@@ -194,7 +194,7 @@ cdef bint owns_path(Walk *walk) noexcept nogil:
 # ---- for stats and tests -------------------------------------------------------------------------------
 
 cdef uint64_t tree_bytes(Node *root) noexcept nogil:
-    """Returns the bytes of memory, without the overhead of `malloc`. O(leaves)."""
+    """Returns how many bytes of memory the tree takes, without the overhead of `malloc`. O(leaves)."""
     cdef uint64_t total = 0
     cdef uint32_t i
     if root == NULL:

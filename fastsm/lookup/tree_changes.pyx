@@ -38,7 +38,7 @@ cdef void release_all(Children *children) noexcept nogil:
 
 
 # Each of these functions takes over a reference to a node, and adds the resulting nodes to `out`, which has room for at
-# least one more child. They return -1 without memory; the reference is released even then.
+# least one more child. They return -1 if there is no memory; the reference is released even then.
 
 cdef int change(
     Work *work, Node *node, const uint64_t *batch, size_t count, bint removing, Children *out
@@ -204,7 +204,7 @@ cdef void insert_one(Work *work, Node *leaf, uint64_t place) noexcept nogil:
 
 
 cdef int make_leaves(const uint64_t *places, size_t count, Children *out) noexcept nogil:
-    """Makes leaves of sorted places, as evenly as possible, with room for a few more each; -1 without memory."""
+    """Makes leaves of sorted places, as evenly as possible, with room for a few more each; -1 if there is no memory."""
     cdef size_t pieces = (count + LEAF_ROOM - 1) / LEAF_ROOM
     cdef size_t first = 0
     cdef size_t piece, size

@@ -63,7 +63,7 @@ cdef uint64_t reach(Log log, uint64_t end, uint64_t file_size) except? 0:
     """
     cdef uint64_t size = (end + MAPPED_AHEAD + MAPPING_UNIT - 1) & ~<uint64_t>(MAPPING_UNIT - 1)
     if end > file_size:
-        with storage_errors(log.path, "looking how long it is"):
+        with storage_errors(log.path, "reading the size of the log"):
             file_size = os.fstat(log.descriptor).st_size
         if end > file_size:
             raise not_published(log, end, f"a file of {file_size} bytes")
@@ -77,11 +77,11 @@ cdef uint64_t reach(Log log, uint64_t end, uint64_t file_size) except? 0:
 cdef object not_published(Log log, uint64_t end, str found):
     return CorruptionError(
         log.path, log.end, f"complete frames up to offset {end}, as its owner has published", found,
-        "restart the owner, or `fastsm verify`")
+        "restart the owner, or run `fastsm verify`")
 
 
 cdef int check_next(Mapping mapping, Log log, uint64_t end) except -1:
-    """Returns VALID if a frame of the log starts at its end, and is complete before another offset."""
+    """Returns VALID if a frame starts at the end of the log, and is complete before offset `end`."""
     cdef const uint8_t *frame = mapping.address + mapping.start + log.end
     cdef uint64_t identity = log.identity
     cdef uint64_t offset = log.end
@@ -97,7 +97,7 @@ cdef int check_next(Mapping mapping, Log log, uint64_t end) except -1:
 
 
 def is_in(Log log not None, Log other not None):
-    """Returns whether another log of the same identity has all frames that were taken from this one."""
+    """Returns whether `other`, a log of the same identity, has all frames that were taken from `log`."""
     if other.end < log.end:
         return False
     if log.last_frame == 0:
@@ -111,7 +111,7 @@ def is_still_there(Log log not None):
     Reads the file instead of the mapping, since the file may have been cut.
     """
     cdef bytes found
-    with storage_errors(log.path, "looking whether it is the same"):
+    with storage_errors(log.path, "comparing the file with the open log"):
         try:
             if not os.path.samestat(os.fstat(log.descriptor), os.stat(log.path, follow_symlinks=False)):
                 return False

@@ -62,7 +62,7 @@ class Following:
         def _taken_up_to(self) -> int: ...
 
     def _require_open(self) -> None:
-        """Raises ``NotRunningError`` if it is closed."""
+        """Raises ``NotRunningError`` if the reader is closed."""
         raise NotImplementedError
 
     def _take_opened(self, opened: Opened, publication: Publication | None) -> None:
@@ -181,7 +181,7 @@ class Following:
         """Returns whether an owner publishes in another file, or a first one; checks the name at most once a second."""
         publication = self._lookout.publication
         if publication is not None:
-            with storage_errors(publication.path, "looking whether it is the same"):
+            with storage_errors(publication.path, "comparing the file with the open one"):
                 return self._lookout.is_due() and not publication.is_at(publication.path)
         self._lookout.look_again()
         try:

@@ -36,7 +36,7 @@ def open_directory(path: str) -> Directory:
 
 def open_publication(directory: Directory) -> Publication | None:
     """Opens what the directory's owner publishes; None if no owner has published anything yet."""
-    with storage_errors(directory.path, "opening what its owner publishes"):
+    with storage_errors(directory.path, "opening the owner's publication"):
         return Publication.open(directory)
 
 
@@ -81,7 +81,8 @@ def open_state(
         if after == published or (owned and published and after and after.incarnation == published.incarnation):
             return opened
         opened.generation.log.close()
-    raise StorageError(errno.EAGAIN, "its owner replaces the state faster than it can be opened", directory.path)
+    raise StorageError(
+        errno.EAGAIN, "the owner replaces the state faster than a reader can open it: try again", directory.path)
 
 
 def read_current(directory: Directory) -> CurrentFile:
@@ -90,7 +91,9 @@ def read_current(directory: Directory) -> CurrentFile:
         unfinished = is_unfinished(directory)
     named = None if unfinished else current.read_current(directory)
     if named is None:
-        found = "a restore or a load that is running, or did not finish" if unfinished else "a directory without one"
+        found = "a directory without CURRENT"
+        if unfinished:
+            found = "a restore or a load that is running, or did not finish"
         raise StorageError(errno.ENOENT, f"expected a state, found {found}", directory.path)
     return named
 
@@ -143,5 +146,5 @@ def is_owned(directory: Directory) -> bool:
     except PermissionError:
         return True
     except OSError as error:
-        raise StorageError.wrap(error, directory.path, "looking for its owner") from error
+        raise StorageError.wrap(error, directory.path, "looking for the directory's owner") from error
 

@@ -89,8 +89,8 @@ class Reader(Following, Follower):
     """The live state of a directory that another process owns: all its reads, without calls to the owner.
 
     Takes no lock and writes nothing; the directory may be on a read-only mount, or belong to another user if its
-    ``mode`` lets this one read. The owner neither knows of readers nor waits for them. A reader also works without a
-    running owner, and continues when one starts.
+    ``mode`` lets the reader's user read it. The owner neither knows of readers nor waits for them. A reader also works
+    without a running owner, and continues when one starts.
 
     The state does not change between two calls of :meth:`refresh`; each chunk becomes visible as a whole. It shows what
     is applied, as reads in the owner do; :meth:`durable` says what would survive a power loss. It follows everything
@@ -283,7 +283,7 @@ class Reader(Following, Follower):
         self._require()
         directory = open_directory(self.path)
         try:
-            with storage_errors(self.path, "looking for its owner"):
+            with storage_errors(self.path, "looking for the directory's owner"):
                 holder = directory.owner()
         finally:
             directory.close()

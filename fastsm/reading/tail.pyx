@@ -50,7 +50,7 @@ cdef class TailState:
         self._lookout = Lookout()
 
     def _follow(self):
-        """Takes what was published since."""
+        """Takes what was published since the last call."""
         raise NotImplementedError
 
     @property
@@ -179,7 +179,7 @@ cdef class TailSource(Source):
         if not tail.over and tail._lookout.may_have_news():
             tail._follow()
         if tail.over:
-            raise NotRunningError("this reader is closed")
+            raise NotRunningError("this reader is closed: open another one")
         _old = self.mapping, self.path
         # From here on no Python code runs: all is from one moment.
         self.version = tail.version
@@ -198,7 +198,7 @@ cdef class TailSource(Source):
         return self._tail.over
 
     def wake(self):
-        """Wakes the reader that waits, now and from here on: the watch is closed."""
+        """Ends the wait of a read, now and whenever one waits from here on: the watch is closed."""
         self.woken = True
 
     def may_have_changes(self):

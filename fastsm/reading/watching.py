@@ -41,7 +41,7 @@ class Tail(Following, TailState):
 
     def _require_open(self) -> None:
         if self._closed:
-            raise NotRunningError(f"{self.path}: this reader is closed")
+            raise NotRunningError(f"{self.path}: this reader is closed: open another one")
 
     def _take_opened(self, opened: Opened, publication: Publication | None) -> None:
         self._show(
@@ -82,7 +82,7 @@ class Tail(Following, TailState):
 
 
 class ReaderWatch(Watch):
-    """A watch of a reader."""
+    """A watch that a reader has opened."""
 
     __slots__ = ("__weakref__", "_tail")
 

@@ -109,7 +109,7 @@ cdef class Capture:
             raise MemoryError("no memory for a copy of the map of dead records")
         self.mapping = self.log.mapping
         if self.mapping is None:
-            raise SnapshotError("the state machine was closed in the meantime")
+            raise SnapshotError("the state machine was closed in the meantime: open the directory again")
         self.arena = self.mapping.address
         self.end = self.index.end
         self.touched = self.index.touch_place > 0
@@ -236,7 +236,7 @@ cdef class Capture:
         return True
 
     cdef bint note(self, Table written, const uint8_t *record, uint64_t place, bint gather) noexcept nogil:
-        """Adds or updates a record in `written` (see `pass_over_slice`); returns False without memory."""
+        """Adds or updates a record in `written` (see `pass_over_slice`); returns False if there is no memory."""
         cdef const uint8_t *key = record_key(record)
         cdef uint64_t hashed = written.hash(key, record_key_size(record))
         if not gather and written.find(self.arena, hashed, key, record_key_size(record)) == 0:

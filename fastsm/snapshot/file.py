@@ -55,7 +55,7 @@ def open_file(path: str) -> tuple[Descriptor, str]:
             finally:
                 folder.close()
     except ValueError as error:  # a NUL character in the path
-        raise SnapshotError(f"{path!r}: {error}") from None
+        raise SnapshotError(f"expected the path of a snapshot, found {path!r}: {error}") from None
 
 
 def _no_file(path: str, found: object) -> SnapshotFormatError:
@@ -155,8 +155,8 @@ class Snapshot:
         """Reads every byte: compares ``checksum``, then ``state_checksum``, then checks that the parts are well-formed.
 
         ``progress(done, total)`` gets numbers of bytes, and may raise to abort. Raises ``ChecksumMismatchError`` and
-        ``SnapshotFormatError``. Only an install notices a duplicate key. O(size), about one second per million records;
-        memory for two pieces.
+        ``SnapshotFormatError``. Does not find duplicate keys; an install does. O(size), about one second per million
+        records; memory for two pieces.
         """
         head, fd = self.head, self.descriptor
         counter = _Counter(progress, head.file_size + head.state_size)

@@ -124,11 +124,11 @@ def check_records(
 
 
 def _records(stream: Stream, left: int) -> Iterator[tuple[int, int, int, int, int, int, bytes]]:
-    """Yields the head of each record, its padding as a number, and the value of a session, or the final deadline.
+    """Yields, for each record, the fields of its head, its padding as a number, and its last field.
 
-    The deadline is big-endian, so that it compares as bytes.
-
-    A record that claims more than the remaining bytes is the last one.
+    The last field is the deadline at the end of a record that has one, or the value of a session's record. A deadline
+    is yielded in big-endian order, so that it compares as bytes. Stops after a record that claims more bytes than
+    remain.
     """
     head_size, unpack_from, word_at = format.RECORD_STRUCT.size, format.RECORD_STRUCT.unpack_from, WORD.unpack_from
     while left:

@@ -142,12 +142,18 @@ class SnapshotReceiver:
         with storage_errors(self._path, "receiving a snapshot"):
             fd = self._whole or self._fd or self._open(files)
             if offset > self.offset:
-                raise SnapshotError(f"{self._path}: expected a piece from {self.offset} on, found one from {offset}")
+                raise SnapshotError(
+                    f"{self._path}: expected a piece from {self.offset} on, found one from {offset}; send the bytes "
+                    f"from {self.offset} on first"
+                )
             data = self._without_known(fd, offset, data)
             self._look_at_head(fd, data)
             if self.size is not None and self.offset + len(data) > self.size:
                 found = self.offset + len(data)
-                raise SnapshotError(f"{self._path}: expected {self.size} bytes in all, found {found}")
+                raise SnapshotError(
+                    f"{self._path}: expected {self.size} bytes in all, found {found}; send none after the first "
+                    f"{self.size}, or discard() to start over"
+                )
             if data:
                 self._append(files, fd, data)
         return self.offset

@@ -154,7 +154,7 @@ class PreparedSnapshot:
         ``StaleSnapshotError`` if a newer snapshot got the name while this one was being written: then that one stays.
         """
         if self._temporary is None or self._temporary.name is None:
-            raise ValueError("this snapshot was already committed or discarded")
+            raise ValueError(f"{self.path}: this snapshot was already committed or discarded; prepare another one")
         with storage_errors(self.path, "writing a snapshot"):
             put_in_place(self._directory, self._temporary.name, self.metadata.last_included, self._seen)
             self._temporary.name = None  # it must not be removed any more
@@ -216,8 +216,8 @@ def put_in_place(directory: Directory, name: str, ours: LogId, seen: SnapshotHea
             there = metadata_of(present).last_included
             if there > ours:
                 raise StaleSnapshotError(
-                    f"{directory.path_of(SNAPSHOT)}: a snapshot as of {there} was put there while this one as of "
-                    f"{ours} was being written; the newer one stays, use that")
+                    f"{directory.path_of(SNAPSHOT)}: another writer put a snapshot as of {there} there while this "
+                    f"one, as of {ours}, was being written; the newer one stays, use that")
         directory.rename(name, SNAPSHOT)
 
 

@@ -45,7 +45,7 @@ WORKS = {
 
 @dataclass
 class Measured:
-    """The numbers of one store: for each kind of work, one per round."""
+    """The measurements of one store: for each kind of work, one number per round."""
 
     store: str
     rounds: dict[str, list[float]] = field(default_factory=dict)

@@ -103,7 +103,7 @@ def _wrong(path: str, expected: str) -> StorageError:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryReport:
-    """What a directory contains. ``problem``: the error of opening it; then only files and owner are known."""
+    """What a directory contains. ``problem``: why it cannot be opened; then only files and owner are known."""
 
     path: str
     files: dict[str, int]
@@ -133,7 +133,7 @@ class DirectoryReport:
         return found
 
     def rows(self) -> list[tuple[str, str]]:
-        """Returns the report for people: labels and texts."""
+        """Returns the report for people, as rows of a label and a text."""
         rows = [("directory", self.path), ("owner", owner_text(self.owner))]
         stats = self.stats
         if stats is not None:
@@ -178,7 +178,7 @@ class LogReport:
         }  # fmt: skip
 
     def rows(self) -> list[tuple[str, str]]:
-        """Returns the report for people: labels and texts."""
+        """Returns the report for people, as rows of a label and a text."""
         rows = [("Raft log", self.path), ("owner", owner_text(self.owner))]
         if self.found:
             first, last, last_term = (self.found[name] for name in ("first_index", "last_index", "last_term"))
@@ -228,7 +228,7 @@ class SnapshotReport:
         }  # fmt: skip
 
     def rows(self) -> list[tuple[str, str]]:
-        """Returns the report for people: labels and texts."""
+        """Returns the report for people, as rows of a label and a text."""
         return [
             ("snapshot", self.path),
             ("size", f"{size_text(self.size)}, codec {self.codec}"),

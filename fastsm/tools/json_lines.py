@@ -63,8 +63,9 @@ def dump_state(
 ) -> Iterator[Line]:
     """Yields the pairs of a directory's state, or of a snapshot, in the order in which they were written.
 
-    ``prefix``: only keys with it. ``as_of``: the state after that entry, if it is still available. The first and the
-    last line are marks. Every byte is checked first: O(bytes). Writes nothing, and does not disturb an owner.
+    ``prefix``: only keys with it. ``as_of``: the state after that entry, if it is still available. The first line
+    describes the state, the last one counts the lines between. Every byte is checked first: O(bytes). Writes nothing,
+    and does not disturb an owner.
     """
     return _with_end(_state_lines(os.fsdecode(path), prefix, as_of))
 

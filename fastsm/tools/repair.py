@@ -182,7 +182,7 @@ class _Patient:
         Index().read_base(log.mapping, log.base)
 
     def best_of_all(self, problem: str, current: headers.CurrentFile | None) -> tuple[Damage, Log]:
-        """Returns the generation that goes furthest, of those with an intact base and a log with a header."""
+        """Returns the generation that reaches furthest, of those with an intact base and a log with a header."""
         best: tuple[tuple[LogId, bool, int], Damage, Log] | None = None
         reasons = []
         for head, base_alone in self.heads(current):
@@ -271,7 +271,7 @@ class _Patient:
         return log
 
     def check_frames(self, log: Log, base_alone: bool) -> None:
-        """Checks a reconstructed header: right only if some frames belong to it, or there is nothing at all."""
+        """Checks a reconstructed header: it is right only if a frame belongs to it, or if nothing follows it."""
         start = headers.LOG_HEADER_BYTES
         if base_alone or self.frames_end(log) > start or not self.used(log) > start:
             return

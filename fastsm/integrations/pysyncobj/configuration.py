@@ -63,9 +63,10 @@ def configuration(conf: Any, *, names_files: bool = False) -> Any:
 def policy_of(conf: Any, policy: DumpPolicy | None) -> DumpPolicy:
     """Returns the policy that a node was given, or the one that its configuration describes.
 
-    ``logCompactionMinEntries`` and ``logCompactionMinTime`` mean the same as in PySyncObj: no journal stays longer, and
-    no dump older. Half of the entries are kept for followers that lag. ``useFork`` and ``logCompactionSplit`` need no
-    counterpart: nothing is forked, and nodes do not all dump at the same time.
+    ``logCompactionMinEntries`` and ``logCompactionMinTime`` mean the same as in PySyncObj: a node dumps when its
+    journal has that many entries, or when its last dump is that old. Half of the entries are kept for followers that
+    lag. ``useFork`` and ``logCompactionSplit`` need no counterpart: nothing is forked, and nodes do not all dump at the
+    same time.
     """
     usual = SyncObjConf()
     given = [name for name in OF_DUMPS if getattr(conf, name) != getattr(usual, name)]

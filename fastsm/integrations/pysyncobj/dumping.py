@@ -189,7 +189,7 @@ class Dumping(Applying):
             self._SyncObj__forceLogCompaction = self._fastsm_wanted = False
 
     def _fastsm_start(self, name: str, function: Callable[[], Any]) -> Work | None:
-        """Returns running work; None if no thread could be had, which is tried again after a second."""
+        """Returns running work; None if no thread could be started, and for a second after that."""
         if clock.monotonic() < self._fastsm_no_thread_before:
             return None
         try:

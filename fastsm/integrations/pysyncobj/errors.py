@@ -23,7 +23,7 @@ class DivergedError(FastsmError):
 
 
 class ConsumersChangedError(FastsmError):
-    """Consumers or replicated methods are not those of the snapshot, so entries would call the wrong ones.
+    """Consumers or replicated methods are not those of the snapshot, so entries would call the wrong methods.
 
     Nothing was changed. The message says what was expected and found, and how a release may add and remove them.
     """

@@ -109,7 +109,7 @@ class FastLockManager:
         return self._locks
 
     def destroy(self) -> None:
-        """Ends the manager's thread. Its locks then end by themselves."""
+        """Ends the manager's thread, which prolongs its locks; these then expire."""
         self._end.set()
 
     def __del__(self) -> None:

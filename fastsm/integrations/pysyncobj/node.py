@@ -84,8 +84,8 @@ class MakerSlot:
 class ReplicatedStateMachine(Shorthands, Dumping):
     """A node of a PySyncObj cluster in which all nodes are of this class: a ``SyncObj`` with a ``FastStateMachine``.
 
-    ``self_address`` and ``partner_addresses`` ("host:port") are PySyncObj's. Everything that the node stores is in
-    ``directory``, which is made if it is missing; before PySyncObj starts, it is verified, and repaired after an
+    ``self_address`` and ``partner_addresses`` ("host:port") are those of PySyncObj. Everything that the node stores is
+    in ``directory``, which is made if it is missing; before PySyncObj starts, it is verified, and repaired after an
     unclean end. With ``self_address=None`` it is a read-only node: it follows the cluster and may submit, but does not
     vote.
 

@@ -45,7 +45,7 @@ class Tx(Protocol):
 
 
 def take_first(tx: Tx, prefix: bytes) -> bytes:
-    """Removes the first key with the prefix; returns the rest of the key."""
+    """Removes the first key with the prefix; returns that key without the prefix."""
     for key, _ in tx.scan(prefix=prefix, limit=1):
         tx.delete(key)
         return key[len(prefix) :]

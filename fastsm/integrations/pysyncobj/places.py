@@ -96,9 +96,9 @@ class Restart(NamedTuple):
 
 
 def restart(places: Places, *, durable: bool, has_others: bool, options: dict[str, Any]) -> Restart:
-    """Opens, verifies and repairs. If it raises, which names the damage, nothing is left open.
+    """Opens, verifies and repairs the node's directory. After an error, which names the damage, nothing is left open.
 
-    ``has_others``: there is other state than the state machine's, which only snapshots and entries contain.
+    ``has_others``: whether there is state besides the state machine's, which only snapshots and entries contain.
     """
     machine = FastStateMachine(places.state, _files=places.files("state"), **options)
     journal = None

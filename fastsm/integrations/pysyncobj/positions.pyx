@@ -48,7 +48,7 @@ cdef class Positions(Journal):
 
     @property
     def commit_index(self):
-        """The last argument of `set_commit_index`, at most `last_index`."""
+        """The value last passed to `set_commit_index`, or `last_index` if that is lower."""
         return min(self.committed, self.last()) if self.count else 0
 
     @property
@@ -113,7 +113,7 @@ cdef class Positions(Journal):
         return item_term(self.frame_at(index - self.first))
 
     cdef Reading reading(self, uint64_t index, uint64_t count, uint64_t most_bytes):
-        """Reads at most `count` entries from `index` on, up to the one with which their sizes reach `most_bytes`."""
+        """Reads up to `count` entries from `index` on; stops after the one that brings the total to `most_bytes`."""
         cdef Reading reading = self.hold(index, index + min(count, UINT64_MAX - index), UINT64_MAX)
         cdef uint64_t size = 0
         cdef size_t i = 0
@@ -126,7 +126,7 @@ cdef class Positions(Journal):
     def entries(self, uint64_t index, uint64_t count, uint64_t most_bytes=UINT64_MAX):
         """Returns at most `count` entries from `index` on, as `(command, index, term)`.
 
-        The entry with which the sum of their sizes reaches `most_bytes` is the last. O(what is returned).
+        The last one is the entry that brings their total size to `most_bytes`. O(what is returned).
         """
         cdef Reading reading = self.reading(index, count, most_bytes)
         cdef list found = []

@@ -194,7 +194,7 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         self._SyncObj__sendNextNodeIdx(node)
 
     def _fastsm_without_known(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Returns the message without entries that are here already, so that it starts where they end."""
+        """Returns the message without the entries that this node has already, so that it starts where these end."""
         journal, previous, entries = self._fastsm_journal, message["prevLogIdx"], message["entries"]
         term = journal.term_at(previous)
         if term != message["prevLogTerm"]:
@@ -380,5 +380,5 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
                 return
 
     def _fastsm_send_snapshot(self, node: Any) -> None:
-        """Called if the journal no longer has what a follower lacks."""
+        """Sends a snapshot to a follower that lacks entries which the journal no longer has."""
         raise NotImplementedError

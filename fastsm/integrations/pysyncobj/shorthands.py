@@ -115,7 +115,7 @@ class Shorthands(Applying):
         """Submits ``fastsm.once``: a command that is applied once, however often it is submitted, on whatever node.
 
         So a caller that does not know the outcome (after a timeout, ``UNKNOWN_OUTCOME``, or if a node died) submits it
-        again, with the same session and sequence, until it has an answer: that of the one time that it took effect.
+        again, with the same session and sequence, until it has the answer that the command gave when it took effect.
         """
         return self._fastsm_do(answering.once(session, sequence, command, expires=expires), options, calls=True)
 
@@ -183,7 +183,7 @@ class Shorthands(Applying):
         return self._fastsm_machine.next_deadline()
 
     def clock(self) -> int:
-        """Returns the clock of the state as this node has it, which ticks move; 0 before the first one."""
+        """Returns the clock of this node's state machine, which ticks move forward; 0 before the first tick."""
         return self._fastsm_machine.clock()
 
     def sync_read(self, key: Buffer, *, timeout: float | None = None) -> bytes | None:

@@ -24,9 +24,9 @@ class Timer(Protocol):
 
 
 class LeadersClock:
-    """Polls a ``Clock`` no more often than it requests. Its exceptions are logged once, until it makes a tick again.
+    """Polls a ``Clock`` no more often than it requests. Logs its exceptions once, until it makes a tick again.
 
-    They are a leap that it refuses, or an error in the user's ``now``: no reason for a node to stop.
+    An exception means that the clock refuses a leap, or that the user's ``now`` fails: no reason for a node to stop.
     """
 
     def __init__(self, clock: Clock) -> None:

@@ -277,7 +277,7 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
 
 
 def transport_class(given: type[Any]) -> type[FastTransport]:
-    """Returns the user's own class, combined with fastsm's. It overrides what it overrides in PySyncObj's."""
+    """Returns a subclass of the user's own class and of fastsm's; methods of the user's class come first."""
     if not (isinstance(given, type) and issubclass(given, TCPTransport)):
         raise TypeError(f"expected a subclass of pysyncobj.transport.TCPTransport as transportClass, found {given!r}")
     if issubclass(given, FastTransport):

@@ -77,7 +77,7 @@ class Pending:
             logger.exception("a callback raised")
 
     def forget(self) -> None:
-        """Removes the command without calling its callback, for which no caller waits any more."""
+        """Removes the command without calling its callback: no caller waits for the result any more."""
         if self._callback is not None:
             self._callback = None
             self._waiting.remove(self)
