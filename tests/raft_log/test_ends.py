@@ -60,17 +60,17 @@ def test_votes_and_truncations_leave_room_for_a_compaction(tmp_path: Path) -> No
     """On a full disk votes and truncations are refused before they take the room that a compaction needs."""
     disk = Disk()
     log = RaftLog(tmp_path / "log", _files=disk.files)
-    append(log, 3000)
+    append(log, 3)
     disk.fail("allocate", errno.ENOSPC, times=1_000_000)
     with pytest.raises(StorageError):
         append(log, 100_000)
-    with pytest.raises(StorageError):
-        for term in range(1, 100_000):
+    with suppress(StorageError):
+        for term in range(1, 1_000):
             log.save_hard_state(term, None)
     before = state_of(log)
+    assert before.hard_state[0] < 999, "there was room"
     with pytest.raises(StorageError):
-        for index in reversed(range(1, log.last_index)):
-            log.truncate_after(index)
+        log.truncate_after(log.last_index - 1)
     assert state_of(log) == before
     last = log.last_index
     log.compact(LogId(last, log.last_term))
