@@ -85,7 +85,7 @@ class RaftLog(LogEngine):
     [Entry(index=2, term=1, command=b'x=2')]
     """
 
-    __slots__ = ("__weakref__", "_late_error", "_recovery", "_waiters", "path")
+    __slots__ = ("__weakref__", "_absolute_path", "_late_error", "_recovery", "_waiters", "path")
 
     path: str
 
@@ -99,6 +99,7 @@ class RaftLog(LogEngine):
     ) -> None:
         self._late_error: StorageError | None = None  # of a close that was put off; the next close raises it
         self.path = os.fsdecode(directory)
+        self._absolute_path = os.path.abspath(self.path)  # so that a later chdir does not matter
         self._waiters = Waiters()
         at_least_zero("lock_timeout", lock_timeout, " seconds")
         started = time.perf_counter()
@@ -135,7 +136,7 @@ class RaftLog(LogEngine):
         """
         segments = self._files()
         with storage_errors(self.path, "opening the directory to verify"):
-            directory = Directory(self.path, create=False)
+            directory = Directory(self._absolute_path, create=False)
         try:
             check_segments(
                 directory, segments, lambda name: any(name == needed for needed, *_ in self._files()), progress)

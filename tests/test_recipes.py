@@ -152,6 +152,20 @@ def test_the_limit_is_kept_in_every_window(propose: Callable[[bytes], Any]) -> N
             assert answer.value == ends
 
 
+def test_a_lock_that_was_never_acquired_allows_no_write(machine: Machine, propose: Callable[[bytes], Any]) -> None:
+    """A client without a lease can neither write nor release, even if nobody else holds the lock."""
+    if not hasattr(machine, "clock"):
+        pytest.skip("it has no clock")
+    holder, other = (lock.Lock(propose, "disk", name) for name in ("ann", "bob"))
+    write = fastsm.put(b"disk/file", b"without the lock")
+    assert not other.write(write)
+    assert holder.acquire(10, now=0)
+    assert not other.acquire(10, now=0)
+    propose(fastsm.tick(10))
+    assert (other.write(write), other.release(), other.keep_alive(10, now=10)) == (False, False, False)
+    assert machine.get(b"disk/file") is None
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_jobs_are_done_in_order_and_none_is_lost(
     machine: Machine, propose: Callable[[bytes], Any], seed: int

@@ -75,7 +75,9 @@ class Lock:
 
     def write(self, *commands: bytes) -> bool:
         """Apply commands as the holder: all of them, or none if this client is no longer the holder."""
-        return bool(self._propose(fastsm.transaction([fastsm.modified_at(self._key, self.token)], commands)))
+        # Before the first lease the token is 0, and `modified_at(key, 0)` is true of a lock that nobody holds.
+        held = [fastsm.exists(self._key), fastsm.modified_at(self._key, self.token)]
+        return bool(self._propose(fastsm.transaction(held, commands)))
 
     def release(self) -> bool:
         """Release the lock; return False if this client no longer held it."""

@@ -54,7 +54,7 @@ def inspect(place: Place, as_json: AsJson = False) -> None:
         else:
             show(report.rows())
     if report.problem is not None:
-        fail(f"{place}: damaged; `fastsm repair {place}` says what can be kept")
+        fail(f"{place}: {report.advice}")
 
 
 @app.command(rich_help_panel=LOOK)

@@ -2,13 +2,14 @@
 
 import os
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastsm.disk.format cimport LARGE, LOG_HEADER_SIZE, VALID, look_at_frame
 from fastsm.disk.descriptors cimport Part
 from fastsm.generation.framefile cimport FrameFile
 from fastsm.journal.format cimport (
-    ITEM_DATA, ITEM_ENTRY, ITEM_STATE, Item, item_kind, item_length, look_at_item, write_item, write_item_head,
+    ITEM_CUT, ITEM_DATA, ITEM_ENTRY, ITEM_STATE, ITEM_VOTE, Item, item_kind, item_length, look_at_item, write_item,
+    write_item_head,
 )
 
 from fastsm.disk import headers
@@ -29,6 +30,11 @@ cdef void write_items(uint8_t *frames, const Item *items, size_t count) noexcept
     for i in range(count):
         write_item(frames, &items[i])
         frames += item_length(items[i].size)
+
+
+cdef bint leaves_room(uint32_t kind) noexcept nogil:
+    """Returns whether a frame of this kind must not take the last room of a full disk, which a compaction needs."""
+    return kind == ITEM_ENTRY or kind == ITEM_VOTE or kind == ITEM_CUT
 
 
 def segment_name(number):
@@ -92,7 +98,8 @@ cdef class Segment(FrameFile):
     cdef const uint8_t *append(self, const Item *items, size_t count) except NULL:
         """Appends frames, all or none; returns where the first one is. After a crash, a prefix of them may remain.
 
-        After entries there is always room for one more small frame, so that a log can be compacted even on a full disk.
+        After entries, votes and cuts there is always room for one more small frame, so that a log can be compacted even
+        on a full disk.
         """
         cdef uint64_t offset = self.end
         cdef uint64_t total = 0
@@ -102,7 +109,7 @@ cdef class Segment(FrameFile):
             total += item_length(items[i].size)
         if count == 1 and items[0].kind == ITEM_ENTRY and items[0].size >= LARGE_ENTRY and self.takes_parts(total):
             return self.append_large(items, total)
-        frames = self.begin_frame(total + (SMALL_FRAME if items[0].kind == ITEM_ENTRY else 0))
+        frames = self.begin_frame(total + (SMALL_FRAME if leaves_room(items[0].kind) else 0))
         self.hold_mapping()
         if total > LARGE:
             with nogil:

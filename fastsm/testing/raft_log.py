@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -93,6 +94,18 @@ class RaftLogConformance:
         for most, expected in ((0, 1), (9, 1), (10, 1), (29, 2), (30, 3), (1000, 5)):
             assert len(raft_log.entries(1, 5, max_bytes=most)) == expected, f"max_bytes={most} gives a wrong number"
 
+    def test_what_was_read_stays(self, raft_log: Any) -> None:
+        """A list that was appended or read belongs to the caller: what changes it, or the log, does not change both."""
+        given = [Entry(1, 1, b"a"), Entry(2, 1, b"b"), Entry(3, 1, b"c")]
+        raft_log.append(given)
+        found, expected = raft_log.entries(1, 3), list(given)
+        given.clear()
+        raft_log.truncate_after(1)
+        raft_log.append([Entry(2, 2, b"another")])
+        assert found == expected, "the entries of an earlier read have changed with the log"
+        found.clear()
+        assert raft_log.entries(1, 2) == [Entry(1, 1, b"a"), Entry(2, 2, b"another")], "a read list is the log's own"
+
     def test_entries_that_are_there_are_skipped(self, raft_log: Any) -> None:
         """A message that is repeated, or overlaps, appends what is new, and keeps what the log has already."""
         filled(raft_log, 1, 1, 2)
@@ -108,8 +121,9 @@ class RaftLogConformance:
             refused(raft_log, lambda: raft_log.append(entries), f"an append of {entries}")  # noqa: B023
 
     def test_a_gap_is_refused(self, raft_log: Any) -> None:
-        """A gap is refused after the last entry, and among the new ones."""
+        """A gap is refused after the last entry, and among the new ones; so is entry 0, which no log has."""
         refused(raft_log, lambda: raft_log.append([(2, 1, b"")]), "entry 2 in an empty log")
+        refused(raft_log, lambda: raft_log.append([(0, 0, b""), (1, 1, b"")]), "entry 0")
         filled(raft_log, 1, 1)
         for entries in ([(4, 1, b"")], [(3, 1, b""), (5, 1, b"")], [(3, 1, b""), (3, 1, b"")]):
             refused(raft_log, lambda: raft_log.append(entries), f"an append of {entries}")  # noqa: B023
@@ -192,11 +206,12 @@ class RaftLogConformance:
         assert bounds(raft_log) == (3, 2, 3), "entries of another history are still there after compact((2, 3))"
 
     def test_compaction_below_the_border_is_nothing(self, raft_log: Any) -> None:
-        """An older snapshot changes nothing; a term that falls above the border is an error."""
+        """An older snapshot changes nothing, whatever its term; a term that falls above the border is an error."""
         filled(raft_log, 2, 2, 2).compact(LogId(2, 2))
-        for up_to in (LogId(2, 2), LogId(1, 2), LogId(0, 0)):
+        for up_to in (LogId(2, 2), LogId(2, 3), LogId(1, 2), LogId(0, 0)):
             raft_log.compact(up_to)
         assert bounds(raft_log) == (3, 3, 2), "a compaction below the border has changed the log"
+        assert raft_log.term(2) == 2, "a compaction at the border has changed its term"
         refused(raft_log, lambda: raft_log.compact(LogId(9, 1)), "a compaction up to a lower term")
 
     # ---- hard state -------------------------------------------------------------------------------------
@@ -236,6 +251,19 @@ class RaftLogConformance:
         raft_log.append([Entry(3, 2, b"")])
         raft_log.sync()
         assert raft_log.durable_index == 3
+
+    def test_a_coroutine_syncs_too(self, raft_log: Any) -> None:
+        """``sync_async``, if there is one, makes everything durable that was appended before the call."""
+        if not hasattr(raft_log, "sync_async"):
+            pytest.skip(f"{type(raft_log).__name__} has no sync_async")
+        asyncio.run(raft_log.sync_async())
+        filled(raft_log, 1, 1)
+
+        async def sync_often() -> None:
+            await asyncio.gather(*(raft_log.sync_async() for _ in range(5)))
+
+        asyncio.run(sync_often())
+        assert raft_log.durable_index == 2, "durable_index is not the last entry after sync_async()"
 
     # ---- what must survive ------------------------------------------------------------------------------
 

@@ -116,6 +116,7 @@ class DirectoryReport:
     membership: tuple[LogId, bytes] | None = None
     clock: int = 0
     next_deadline: int | None = None
+    advice: str | None = None  # what to do about the problem
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the report as plain values, for JSON."""
@@ -168,6 +169,7 @@ class LogReport:
     owner: LockedError | None
     problem: str | None = None
     found: dict[str, Any] = field(default_factory=dict)
+    advice: str | None = None  # what to do about the problem
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the report as plain values, for JSON."""
@@ -216,6 +218,7 @@ class SnapshotReport:
     membership: tuple[LogId, bytes] | None
     clock: int
     problem: None = None
+    advice: None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the report as plain values, for JSON."""
@@ -269,7 +272,8 @@ def inspect(path: str | os.PathLike[str]) -> DirectoryReport | SnapshotReport | 
     except StorageError:
         raise
     except FastsmError as error:
-        return DirectoryReport(path, files, owner, str(error))
+        return DirectoryReport(
+            path, files, owner, str(error), advice=_advice(error, f"`fastsm repair {path}` says what can be kept"))
 
 
 def inspect_log(path: str) -> LogReport:
@@ -281,7 +285,14 @@ def inspect_log(path: str) -> LogReport:
     except StorageError:
         raise
     except FastsmError as error:
-        return LogReport(path, files, owner, str(error))
+        return LogReport(
+            path, files, owner, str(error),
+            advice=_advice(error, "restore all of it, or give the node a new identity and an empty log"))
+
+
+def _advice(error: FastsmError, remedy: str) -> str:
+    """Returns the remedy for a damaged directory; files of another release are not damaged."""
+    return f"damaged; {remedy}" if isinstance(error, CorruptionError) else "this release cannot read it"
 
 
 def _inspect_snapshot(snapshot: Snapshot) -> SnapshotReport:

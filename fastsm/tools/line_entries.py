@@ -45,6 +45,8 @@ def head_and_rest(lines: Iterable[bytes]) -> tuple[Line, Iterator[tuple[int, Lin
     if first is None:
         raise LoadError(1, "expected a line of a dump, or one written by hand, found none: did the dump fail?")
     number, line = first
+    if line.get("operation") == "raft log":
+        raise LoadError(number, "this is the dump of a Raft log, which has no state; load a dump of the state")
     if line.get("operation") not in ("state", "log"):
         return {}, _up_to_end(chain([first], parsed), announced=False)
     runs = _runs(number, line)
@@ -160,13 +162,21 @@ def _noop(index: int, run: Run) -> Entry:
 
 def _by_entry(lines: Iterator[tuple[int, Line]]) -> Iterator[tuple[int, LogId, bytes]]:
     """Yields the number of the first line, the id and the command of each entry."""
-    last = LogId(0, 1)
-    lines = (item for item in lines if item[1].get("operation") not in OF_THE_LOG)
+    for log_id, group in groupby(_judged(lines), lambda item: item[1]):
+        items = list(group)
+        commands = [command for _, _, several in items for command in several]
+        try:
+            yield items[0][0], log_id, commands[0] if len(commands) == 1 else batch(commands)
+        except CommandError as error:  # one entry has too many lines
+            raise LoadError(items[-1][0], str(error)) from None
 
-    def place(item: tuple[int, Line]) -> LogId:
-        """Returns the id of a line; if it has none, the next index after the previous line's."""
-        nonlocal last
-        number, line = item
+
+def _judged(lines: Iterator[tuple[int, Line]]) -> Iterator[tuple[int, LogId, list[bytes]]]:
+    """Yields the number, the id and the commands of each line. If it has no id, its index is the next one."""
+    last = LogId(0, 1)
+    for number, line in lines:
+        if line.get("operation") in OF_THE_LOG:
+            continue
         found = line.get("index", last.index + 1), line.get("term", last.term)
         if not all(map(is_number, found)) or found[0] < max(last.index, 1) or found[1] < last.term:
             raise LoadError(
@@ -175,23 +185,10 @@ def _by_entry(lines: Iterator[tuple[int, Line]]) -> Iterator[tuple[int, LogId, b
         if found[0] == last.index and found[1] != last.term:
             raise LoadError(number, f"expected term {last.term} again for entry {last.index}, found {found[1]}")
         last = LogId(*found)
-        return last
-
-    for log_id, group in groupby(lines, place):
-        items = list(group)
-        yield items[0][0], log_id, _command_of(items)
-
-
-def _command_of(items: list[tuple[int, Line]]) -> bytes:
-    """Returns the command for the lines of one entry."""
-    number = items[0][0]
-    try:
-        commands = []
-        for number, line in items:
-            commands += _commands(number, line)
-        return commands[0] if len(commands) == 1 else batch(commands)
-    except CommandError as error:  # a key is too long, or one entry has too many lines
-        raise LoadError(number, str(error)) from None
+        try:
+            yield number, last, _commands(number, line)
+        except CommandError as error:  # a key is too long
+            raise LoadError(number, str(error)) from None
 
 
 def _commands(number: int, line: Line) -> list[bytes]:

@@ -10,6 +10,7 @@ import tempfile
 import pytest
 
 import fastsm
+from fastsm.disk import headers
 from support.command_line import RUN, SECONDS, command, in_terminal, run
 
 # ---- the command -------------------------------------------------------------------------------------
@@ -258,6 +259,17 @@ def test_damage_is_told_once(tmp_path, places):
     assert done.returncode == 1
     assert (done.stdout + done.stderr).count("expected a frame") == 1
     assert done.stderr == "fastsm: state: damaged; `fastsm repair state` says what can be kept\n"
+
+
+def test_files_of_another_release_are_not_called_damaged(tmp_path, places):
+    """`inspect` says that this release cannot read them; `repair`, which would refuse them, is not recommended."""
+    current = places / "state" / "CURRENT"
+    changed = bytearray(current.read_bytes()[:-8])
+    changed[8] = 7
+    current.write_bytes(headers.with_checksum(bytes(changed)))
+    done = run(tmp_path, "inspect", "state")
+    assert (done.returncode, done.stderr) == (1, "fastsm: state: this release cannot read it\n")
+    assert "version 7" in done.stdout
 
 
 def test_the_shell_can_complete_the_command(tmp_path):

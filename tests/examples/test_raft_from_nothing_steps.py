@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import runpy
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import pytest
 
 from fastsm import FastStateMachine, LogId, RaftLog, noop, open_snapshot, put
 from support.inside import inside
-from support.small_cluster import imported_example
+from support.small_cluster import EXAMPLE, imported_example
 
 
 @pytest.fixture
@@ -145,3 +147,30 @@ def test_a_leader_takes_no_command_that_it_could_not_send_on(tmp_path: Path, exa
             await node.storage.close()
 
     assert "at most" in str(asyncio.run(ask())["refused"])
+
+
+def test_the_measurement_goes_on_when_the_leader_changes(
+    tmp_path: Path, example: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A put whose outcome is unknown, as happens when a slow machine elects another leader, is not counted."""
+    client = importlib.import_module("client")
+    real, calls = client.Client.propose, 0
+
+    async def propose(self: Any, command: bytes) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls % 3 == 0:
+            raise client.OutcomeUnknown("another node leads now")
+        return await real(self, command)
+
+    monkeypatch.setattr(client.Client, "propose", propose)
+    measure = runpy.run_path(str(EXAMPLE / "__main__.py"))["measure"]
+
+    async def run() -> None:
+        await measure(tmp_path, 2, 1)
+        for _ in range(3):
+            await asyncio.sleep(0)  # connections that were closed at the end are still closing
+
+    asyncio.run(run())
+    assert calls > 3
+    assert "2 clients: " in capsys.readouterr().out

@@ -56,6 +56,29 @@ def test_a_log_closes_on_a_disk_without_any_room(tmp_path: Path) -> None:
         assert log.durable_index == log.last_index
 
 
+def test_votes_and_truncations_leave_room_for_a_compaction(tmp_path: Path) -> None:
+    """On a full disk votes and truncations are refused before they take the room that a compaction needs."""
+    disk = Disk()
+    log = RaftLog(tmp_path / "log", _files=disk.files)
+    append(log, 3)
+    disk.fail("allocate", errno.ENOSPC, times=1_000_000)
+    with pytest.raises(StorageError):
+        append(log, 100_000)
+    with suppress(StorageError):
+        for term in range(1, 1_000):
+            log.save_hard_state(term, None)
+    before = state_of(log)
+    assert before.hard_state[0] < 999, "there was room"
+    with pytest.raises(StorageError):
+        log.truncate_after(log.last_index - 1)
+    assert state_of(log) == before
+    last = log.last_index
+    log.compact(LogId(last, log.last_term))
+    log.sync()
+    assert (log.first_index, log.last_index) == (last + 1, last)
+    log.close()
+
+
 # ---- descriptors -----------------------------------------------------------------------------------------
 
 

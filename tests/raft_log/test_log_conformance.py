@@ -72,6 +72,9 @@ class MemoryLog(ListLog):
     def sync(self) -> None:
         self.durable_index = self.last.index
 
+    async def sync_async(self) -> None:
+        self.sync()
+
 
 class TestMemoryLog(RaftLogConformance):
     """A log that stores nothing."""
@@ -129,10 +132,43 @@ class DurableStays(MemoryLog):
         ListLog.truncate_after(self, index)
 
 
+class HandsOutItsList(MemoryLog):
+    def __init__(self) -> None:
+        super().__init__()
+        self.handed_out: list[list[Entry]] = []
+
+    def entries(self, first: int, last: int, max_bytes: int | None = None) -> list[Entry]:
+        self.handed_out.append(super().entries(first, last, max_bytes))
+        return self.handed_out[-1]
+
+    def truncate_after(self, index: int) -> None:
+        super().truncate_after(index)
+        for found in self.handed_out:
+            found[:] = [entry for entry in found if entry.index <= index]
+
+
+class TakesEntryZero(MemoryLog):
+    def append(self, entries: Any) -> None:
+        super().append([entry for entry in entries if entry[0] > 0])
+
+
+class ChangesItsBordersTerm(MemoryLog):
+    def compact(self, up_to: LogId) -> None:
+        super().compact(up_to)
+        if up_to.index == self.state.border.index:
+            self.state = self.state._replace(border=up_to)
+
+
+class CoroutinesSyncNothing(MemoryLog):
+    async def sync_async(self) -> None:
+        pass
+
+
 @pytest.mark.parametrize(
     "wrong", [
         TakesConflicts, TruncatesWhatItKnows, KeepsAnotherHistory, ForgetsTheBordersTerm, VotesTwice,
-        ReadsNothingOfLargeEntries, EmptiesWithoutAWord, DurableStays,
+        ReadsNothingOfLargeEntries, EmptiesWithoutAWord, DurableStays, HandsOutItsList, TakesEntryZero,
+        ChangesItsBordersTerm, CoroutinesSyncNothing,
     ],
 )  # fmt: skip
 def test_mistakes_are_seen(wrong: type[MemoryLog]) -> None:
@@ -146,3 +182,54 @@ def test_mistakes_are_seen(wrong: type[MemoryLog]) -> None:
             except (AssertionError, pytest.fail.Exception, Exception):
                 failed.append(name)
     assert failed
+
+
+def rules_about_reopening() -> list[tuple[str, tuple[Any, ...]]]:
+    """Return the names of the rules that take ``reopen``, each with further arguments."""
+    marks = getattr(RaftLogConformance.test_an_emptied_log_survives, "pytestmark")  # noqa: B009
+    return [
+        ("test_everything_survives", ()), ("test_truncated_entries_do_not_come_back", ()),
+        *(("test_an_emptied_log_survives", (up_to,)) for up_to in marks[0].args[1])]
+
+
+def broken_rules(reopen: Callable[[MemoryLog], MemoryLog]) -> list[str]:
+    suite, failed = RaftLogConformance(), []
+    for name, more in rules_about_reopening():
+        try:
+            getattr(suite, name)(MemoryLog(), reopen, *more)
+        except Exception:
+            failed.append(name)
+    return failed
+
+
+class Remembers(MemoryLog):
+    """It keeps the longest list of entries that it ever had, for a reopening that loses a truncation."""
+
+    longest: tuple[Entry, ...] = ()
+
+    def append(self, entries: Any) -> None:
+        super().append(entries)
+        self.longest = max(self.longest, self.state.entries, key=len)
+
+
+FORGETFUL: dict[str, Callable[[MemoryLog], Any]] = {
+    "the vote": lambda log: log.state._replace(hard_state=(log.state.hard_state[0], None)),
+    "the term": lambda log: log.state._replace(hard_state=(0, None)),
+    "the border": lambda log: log.state._replace(border=LogId(0, 0)),
+    "the border's term": lambda log: log.state._replace(border=LogId(log.state.border.index, 0)),
+    "the last entry": lambda log: log.state._replace(entries=log.state.entries[:-1]),
+    "a truncation": lambda log: log.state._replace(entries=log.longest),  # type: ignore[attr-defined]
+}
+
+
+@pytest.mark.parametrize("lost", FORGETFUL)
+def test_what_a_reopened_log_lost_is_seen(monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+    """At least one rule fails for a log that loses something when it is opened again; without a loss none does."""
+    monkeypatch.setattr(f"{__name__}.MemoryLog", Remembers)
+    assert broken_rules(lambda log: log) == []
+
+    def reopen(log: MemoryLog) -> MemoryLog:
+        log.state = FORGETFUL[lost](log)
+        return log
+
+    assert broken_rules(reopen)

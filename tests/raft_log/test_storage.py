@@ -301,6 +301,21 @@ def test_verify_names_the_damage_next_to_the_owner(tmp_path: Path) -> None:
             log.verify()
 
 
+def test_a_log_opened_by_a_relative_path_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the process has changed its working directory, every call still works, ``verify`` too."""
+    monkeypatch.chdir(tmp_path)
+    with grown(Path("log")) as log:
+        monkeypatch.chdir("/")
+        log.verify()
+        log.compact(LogId(log.last_index, log.last_term))
+        log.append([(log.last_index + 1, log.last_term, b"")])
+        log.sync()
+        log.verify()
+        last = log.last_index
+    with RaftLog(tmp_path / "log") as log:
+        assert log.last_index == last
+
+
 # ---- fork -----------------------------------------------------------------------------------------------
 
 

@@ -157,6 +157,14 @@ def test_lines_written_by_hand_are_entries_of_their_own(tmp_path):
         ([b'{"index": 18446744073709551615, "key": "a", "value": ""}'], "line 1: expected an index"),
         ([b'{"index": 0, "key": "a", "value": ""}'], "line 1: expected an index from 1 on"),
         (
+            [b'{"operation": "append"}', b'{"index": 0}'],
+            "line 1: expected put, delete, touch or config, found operation 'append'",
+        ),
+        (
+            [b'{"operation": "raft log", "end": true, "term": 3}', b'{"operation": "entry", "index": 1, "term": 1}'],
+            "line 1: this is the dump of a Raft log",
+        ),
+        (
             [b'{"operation": "state", "last_applied": [1, 1]}', b'{"index": 5, "key": "a", "value": ""}'],
             "line 1: expected entries up to",
         ),

@@ -77,7 +77,7 @@ def test_dump_writes_entries_and_hard_state(path: Path) -> None:
     assert [line.get("index") for line in json_lines.dump_log(path, first=5, last=9)][1:-1] == [8, 9]
     with pytest.raises(FastsmError):
         list(json_lines.dump_state(path, prefix=b"k"))
-    with pytest.raises(FastsmError):
+    with pytest.raises(json_lines.LoadError, match="line 1: this is the dump of a Raft log"):
         json_lines.load(path.parent / "loaded", [json_lines.line_bytes(line) for line in lines])
 
 
@@ -130,7 +130,10 @@ def test_a_lost_file_is_a_problem(path: Path, lost: str) -> None:
     name = lost if lost == "NEWEST" else min(each.name for each in path.glob("journal-*"))
     (path / name).unlink()
     assert inspection.inspect(path).problem is not None
-    assert run("inspect", path)[0] == 1
+    code, text = run("inspect", path)
+    assert code == 1
+    assert "damaged; restore all of it" in text
+    assert "fastsm repair" not in text, "it refuses Raft logs"
     with pytest.raises(CorruptionError):
         inspection.verify(path)
     with pytest.raises(CorruptionError):
