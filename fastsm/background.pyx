@@ -2,9 +2,9 @@
 
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
+from posix.unistd cimport getpid
 
 import errno
-import os
 import sys
 import threading
 from _thread import allocate_lock, start_new_thread
@@ -36,7 +36,7 @@ cdef class BackgroundCall:
     cdef object over         # locked until the end
     cdef object error
     cdef unsigned long thread
-    cdef object process      # the process of the thread: a forked child has no such thread
+    cdef int process         # the process of the thread: a forked child has no such thread
     cdef bint interrupted
     cdef bint ending         # too late to interrupt
     cdef KeptThread keeper   # None: a thread of its own
@@ -45,20 +45,25 @@ cdef class BackgroundCall:
         self.function = function
         self.over = allocate_lock()
         self.over.acquire()
-        self.process = os.getpid()
+        self.process = getpid()
         if begins:
             self.begin()
 
     cdef int begin(self) except -1:
         if sys.is_finalizing():
             raise RuntimeError("the interpreter ends")  # the same message as CPython's since 3.12
-        self.thread = start_new_thread(self if self.keeper is None else self.keeper, ())
+        try:
+            self.thread = start_new_thread(self if self.keeper is None else self.keeper, ())
+        except BaseException:
+            self.function = None  # a thread may have been started, but there was no memory for its number
+            raise
         return 0
 
     def __call__(self):
         self.thread = PyThread_get_thread_ident()
         try:
-            self.function()
+            if self.function is not None:
+                self.function()
         except BaseException as error:
             self.error = error
         finally:
@@ -73,9 +78,9 @@ cdef class BackgroundCall:
 
     def wait(self, timeout=-1):
         """Returns whether it is over, after at most `timeout` seconds (-1: no limit). Raises the call's error, once."""
-        if self.process != os.getpid() or (sys.is_finalizing() and self.over.locked()):
+        if self.process != getpid() or (sys.is_finalizing() and self.over.locked()):
             return True
-        if not self.over.acquire(timeout=timeout):
+        if not self.over.acquire(True, timeout):
             return False
         self.over.release()
         error, self.error = self.error, None
@@ -92,7 +97,7 @@ cdef class BackgroundCall:
 
     def is_of_this_process(self):
         """Returns whether it was started by this process, rather than by the process that forked it."""
-        return self.process == os.getpid()
+        return self.process == getpid()
 
     def is_this_thread(self):
         """Returns whether it runs on the calling thread."""
@@ -114,7 +119,7 @@ cdef int take_interruption() except -1:
     """
     try:
         python_step()
-    except (KeyboardInterrupt, MemoryError):  # it has none for this step either: the call's end must still be told
+    except BaseException:  # also without memory, or if a profile function raises: the call's end must still be told
         pass
     return 0
 
@@ -129,8 +134,9 @@ cdef class KeptThread:
     cdef BackgroundCall call    # under way, or handed over; None: the thread is idle
     cdef object wakes           # locked, but between the hand-over of a call and its beginning
     cdef unsigned long thread
-    cdef object process
+    cdef int process
     cdef bint ends
+    cdef KeptThread older       # one that was busy when this one was started
 
     def __cinit__(self):
         self.wakes = allocate_lock()
@@ -155,13 +161,21 @@ cdef class KeptThread:
         cdef BackgroundCall call = self.call
         while call is not None:
             call()
-            if self.process != os.getpid():  # this is a forked child
-                break
-            call = None
-            if not self.wakes.acquire(timeout=IDLE_SECONDS) and self.call is not None:
-                self.wakes.acquire()  # handed over just then
-            call = self.call
+            call = None  # dropped before the wait
+            call = self.next_call()
         self.ends = True  # no other thread ran since the last look at `call`
+
+    cdef BackgroundCall next_call(self):
+        """Waits for the next call; returns None if none comes, or if there is no memory to wait."""
+        try:
+            # In a forked child, no call ever comes.
+            if self.process == getpid() and self.wakes.acquire(True, IDLE_SECONDS):
+                return self.call
+        except MemoryError:
+            pass
+        if self.call is not None:  # handed over just then
+            self.wakes.acquire()
+        return self.call
 
 
 cdef KeptThread kept = None
@@ -170,17 +184,28 @@ cdef KeptThread kept = None
 cdef BackgroundCall start_kept(function):
     """Runs `function()` like `start`, on the kept thread. For the main thread alone."""
     global kept
-    cdef BackgroundCall call = BackgroundCall.__new__(BackgroundCall, function, False)
+    cdef BackgroundCall call
     cdef KeptThread thread
-    if kept is not None and kept.takes(call):
-        return call
-    thread = KeptThread.__new__(KeptThread)
     try:
+        call = BackgroundCall.__new__(BackgroundCall, function, False)
+        if kept is not None and kept.takes(call):
+            return call
+        thread = KeptThread.__new__(KeptThread)
         thread.begin(call)
     except RuntimeError as error:
         raise no_thread(error) from error
-    kept = thread
+    thread.older, kept = kept, thread
+    while thread.older is not None and thread.older.ends:
+        thread.older = thread.older.older
     return call
+
+
+cdef bint is_kept(unsigned long ident) noexcept:
+    """Returns whether this is a kept thread, whose calls can be interrupted."""
+    cdef KeptThread thread = kept
+    while thread is not None and (thread.thread != ident or thread.ends):
+        thread = thread.older
+    return thread is not None
 
 
 def start(function):
@@ -242,13 +267,16 @@ cdef class Outcome:
 def undisturbed(function, interrupt=None, bint needs_thread=True, bint often=False):
     """Returns what `function()` returns. No signal handler interrupts it: in the main thread, it gets another thread.
 
-    Handlers run during this call instead. What the first one raises is raised at the end, in place of the function's
-    own outcome; `interrupt(call)` is called immediately. Without `needs_thread`, the function runs here if no thread
-    can be had; with it, that is a `StorageError`, and nothing is done. `often` keeps the thread for the next such call.
+    So it does on a kept thread, which an exception of a handler interrupts. Handlers run during this call instead. What
+    the first one raises is raised at the end, in place of the function's own outcome; `interrupt(call)` is called
+    immediately. Without `needs_thread`, the function runs here if no thread can be had; with it, that is a
+    `StorageError`, and nothing is done. `often` keeps the thread for the next such call.
     An interpreter that is ending runs no handlers.
     """
     cdef Outcome outcome
-    if PyThread_get_thread_ident() != threading.main_thread().ident or sys.is_finalizing():
+    cdef BackgroundCall call
+    cdef unsigned long ident = PyThread_get_thread_ident()
+    if sys.is_finalizing() or not (ident == threading.main_thread().ident or is_kept(ident)):
         return function()
     outcome = Outcome(function)
     try:
@@ -266,11 +294,20 @@ def undisturbed(function, interrupt=None, bint needs_thread=True, bint often=Fal
         except BaseException as error:
             interruption = error if interruption is None else interruption
             if interrupt is not None:
-                interrupt(call)
+                try:
+                    interrupt(call)
+                except MemoryError:  # leaving now, while the call goes on, would be worse than not to interrupt it
+                    pass
+            if not call.over.locked():
+                break
+            with nogil:  # without memory, every wait may fail at once
+                pass
     error, outcome.error = outcome.error, None
     if not call.is_of_this_process():
         error = NotRunningError("this is a forked child: the call goes on in its parent")
     if interruption is not None:  # even in a forked child, what its handler raised must take effect: `sys.exit` ends it
+        if error is None or interruption.__cause__ is not None:  # the handler's own cause
+            raise interruption
         raise interruption from error
     if error is not None:
         raise error

@@ -82,6 +82,8 @@ cdef class Aside:
                 self.work.stopped = True
                 if interruption is None:
                     interruption = error
+                with nogil:  # without memory, every wait may fail at once
+                    pass
         error, self.error = self.error, None
         if interruption is not None:
             raise interruption

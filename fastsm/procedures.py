@@ -13,6 +13,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from contextvars import Context
 from typing import Any, NamedTuple, Protocol, SupportsIndex, TypeVar, overload
 
 from fastsm.answering import encoded_name
@@ -136,7 +137,8 @@ def run(called: Procedure, tx: RunningTx, payload: bytes, index: int) -> Answer:
     Raises ``ProcedureError``; exceptions that are not an ``Exception`` are passed on.
     """
     try:
-        returned = called.function(tx, payload)
+        # Empty: what the host or an earlier call has set, such as the precision of `decimal`, must not count.
+        returned = Context().run(called.function, tx, payload)
     except Exception as error:
         return answer_of_error(called, error, tx._trouble(), index)
     finally:

@@ -6,6 +6,7 @@ Chunks that contain only puts, deletes and no-ops are not judged: they take effe
 import operator
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.contextvars cimport PyContext_Enter, PyContext_Exit, PyContext_New
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
@@ -305,7 +306,13 @@ cdef class Judge:
         cdef uint64_t index = step.index
         cdef Tx tx = Tx(self.view, self.term_of, called, index, self.term_of(step.entry, 0), step.entry)
         try:
-            returned = called.function(tx, payload)
+            # Empty: what the host or an earlier call has set, such as the precision of `decimal`, must not count.
+            context = PyContext_New()
+            PyContext_Enter(context)
+            try:
+                returned = called.function(tx, payload)
+            finally:
+                PyContext_Exit(context)
         except Exception as error:
             return answer_of_error(called, error, tx.trouble, index)
         finally:

@@ -218,3 +218,158 @@ def test_a_forked_child_starts_a_thread_of_its_own(tmp_path: Path) -> None:
     arguments = [str(tmp_path / "parent"), str(tmp_path / "child")]
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK, *arguments]
     subprocess.run(command, check=True, cwd=tmp_path, timeout=120)
+
+
+WITHOUT_MEMORY_TO_WAIT = """
+import sys, time
+from fastsm import background
+
+class Idle:
+    def __index__(self):
+        raise MemoryError
+
+background.IDLE_SECONDS = Idle()
+for number in range(4):
+    assert background.undisturbed(lambda: number, often=True) == number
+    time.sleep(number * 0.01)
+"""
+
+
+def test_a_thread_without_memory_to_wait_takes_no_more_calls(tmp_path: Path) -> None:
+    """It ends as one that was idle for long: the next call gets another thread."""
+    subprocess.run([sys.executable, "-c", WITHOUT_MEMORY_TO_WAIT], check=True, cwd=tmp_path, timeout=60)
+
+
+WITHOUT_MEMORY = """
+import _testcapi
+import fastsm
+from fastsm import background
+
+def outcome(n):
+    _testcapi.set_nomemory(n, 0)
+    try:
+        return background.undisturbed(function, often=often)
+    except (MemoryError, fastsm.StorageError) as error:
+        return error
+    finally:
+        _testcapi.remove_mem_hooks()
+
+for often in (True, False):
+    ended = [0, 0]
+    for n in range(1, 60):
+        function = lambda: None
+        ended[outcome(n) is None] += 1
+    assert min(ended) >= 5, ended
+"""
+
+
+def test_a_call_ends_even_if_there_is_never_any_memory_again(tmp_path: Path) -> None:
+    """The caller leaves once the call is over, although it has no memory to wait for it, from the n-th allocation."""
+    pytest.importorskip("_testcapi")
+    subprocess.run([sys.executable, "-c", WITHOUT_MEMORY], check=True, cwd=tmp_path, timeout=120)
+
+
+@pytest.mark.parametrize("often", [False, True])
+def test_a_call_that_raised_when_its_thread_was_started_never_runs(
+    monkeypatch: pytest.MonkeyPatch, often: bool
+) -> None:
+    """CPython has no memory to return the number of a thread that it has started: the caller does without it."""
+    start_new_thread = background.start_new_thread  # type: ignore[attr-defined]
+    ended: list[Any] = []
+    ran: list[bool] = []
+
+    def start(function: Any, arguments: Any) -> None:
+        def whole() -> None:
+            function()
+            ended.append(function)
+
+        start_new_thread(whole, arguments)
+        raise MemoryError
+
+    monkeypatch.setattr(background, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(background, "start_new_thread", start)
+    lasting = background.LastingThread()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(30)  # so that the thread begins after the call has failed
+    try:
+        with pytest.raises(MemoryError):
+            background.undisturbed(lambda: ran.append(True), often=often)
+        background.undisturbed(lambda: ran.append(False), needs_thread=False, often=often)
+        with pytest.raises(MemoryError):
+            lasting.start(lambda: ran.append(True))
+    finally:
+        sys.setswitchinterval(interval)
+    deadline = time.monotonic() + 60
+    while len(ended) < 3 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert (len(ended), ran, lasting.call) == (3, [False], None)
+
+
+@pytest.mark.parametrize("often", [False, True])
+def test_no_memory_for_a_lock_is_a_typed_error(monkeypatch: pytest.MonkeyPatch, often: bool) -> None:
+    """As if no thread could be started: nothing was done."""
+
+    def refuse() -> None:
+        raise RuntimeError("can't allocate lock")
+
+    monkeypatch.setattr(background, "allocate_lock", refuse)
+    with pytest.raises(fastsm.StorageError, match="nothing was done"):
+        background.undisturbed(list, often=often)
+
+
+@pytest.fixture
+def interrupted() -> Any:
+    """Returns a function that makes a signal handler of the main thread raise, the handler's error, and its cause."""
+    raised = threading.Event()
+    error = LookupError("of a handler")
+    cause = ValueError("its cause")
+
+    def handler(*_: object) -> None:
+        raised.set()
+        raise error from cause
+
+    def interrupt() -> None:
+        raised.clear()
+        signal_main_thread()
+        assert raised.wait(60)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    yield interrupt, error, cause
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_the_error_of_a_handler_keeps_its_cause(interrupted: Any) -> None:
+    """It is raised as the handler raised it, whether or not the call ended with an error."""
+    interrupt, error, cause = interrupted
+
+    def fail() -> None:
+        interrupt()
+        raise KeyError
+
+    for function in (interrupt, fail):
+        with pytest.raises(LookupError) as found:
+            background.undisturbed(function, often=True)
+        assert found.value is error
+        assert found.value.__cause__ is cause
+
+
+def test_no_interruption_reaches_what_must_not_be_disturbed(interrupted: Any) -> None:
+    """A procedure that, say, closes another machine is interrupted before or after the last steps of the close."""
+    interrupt, *_ = interrupted
+    reached: list[str] = []
+
+    def last_steps() -> None:
+        interrupt()
+        for _ in range(10_000):  # steps at which an interruption would be raised
+            pass
+        reached.append("the end")
+
+    def procedure() -> None:
+        background.undisturbed(last_steps)
+        for _ in range(10_000):
+            pass
+        reached.append("too far")
+
+    with pytest.raises(LookupError):
+        background.undisturbed(procedure, background.BackgroundCall.interrupt, often=True)
+    assert reached == ["the end"]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import decimal
 import errno
 import gc
 import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +373,33 @@ def test_other_threads_see_the_state_before_the_chunk(directory: Path) -> None:
         assert machine.apply([(2, 1, fastsm.put(b"other", b"")), (3, 1, fastsm.call("p"))])[1] == Answer(True, b"new")
         assert seen == [(b"v", (1, 1), 1)]
         assert machine.get(b"k") == b"new"
+
+
+@pytest.mark.parametrize("on_a_thread", [False, True])
+def test_a_call_sees_no_context(make: Make, on_a_thread: bool) -> None:
+    """What the host or an earlier call has set in a context, such as the precision of `decimal`, does not count."""
+    name = contextvars.ContextVar("name", default=b"nobody")
+
+    def p(tx: Any, payload: bytes) -> Any:
+        seen = [name.get(), str(decimal.Decimal(1) / 3).encode()]
+        name.set(b"an earlier call")
+        decimal.getcontext().prec = 3
+        return seen
+
+    def host() -> list[Any]:
+        name.set(b"the host")
+        decimal.getcontext().prec = 5
+        found = [*machine.apply([(1, 1, fastsm.call("p")), (2, 1, fastsm.call("p"))]), run(machine)]
+        assert (name.get(), decimal.getcontext().prec) == (b"the host", 5)
+        return found
+
+    machine = make(p)
+    if on_a_thread:
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(host).result()
+    else:
+        found = contextvars.copy_context().run(host)
+    assert found == [Answer(True, [b"nobody", b"0." + b"3" * 28])] * 3
 
 
 def test_unknown_procedures_are_found_before_any_runs(make: Make) -> None:

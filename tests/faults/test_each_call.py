@@ -54,6 +54,13 @@ def test_each_system_call_that_fails_is_a_typed_error(library: Path) -> None:
         assert sum(count for outcome, count in ended.items() if outcome.startswith("StorageError")) >= 5, name
 
 
+def test_a_write_that_is_cut_short_is_continued(library: Path) -> None:
+    """The system writes only the first byte of the n-th piece of a frame: the frame becomes whole."""
+    for ended in outcomes(library, "short", "apply and flush", "apply, judged").values():
+        assert set(ended) == {"gone around"}
+        assert sum(ended.values()) >= 5
+
+
 def test_each_allocation_that_fails_is_a_memory_error(library: Path) -> None:
     """A failing n-th allocation of a compiled module is a `MemoryError`; the old state stays usable."""
     assert all(ended.get("MemoryError", 0) >= 2 for ended in outcomes(library, "malloc").values())
@@ -97,7 +104,7 @@ def interpreter_survives() -> bool:
     return subprocess.run(command, env=environment, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("scene", SOME)
+@pytest.mark.parametrize("scene", [*SOME, "apply, judged"])
 def test_an_interpreter_without_memory_is_a_memory_error(library: Path, scene: str) -> None:
     """A failing n-th allocation of the interpreter is a `MemoryError`; the old state stays usable."""
     if scene == "install_snapshot" and not interpreter_survives():

@@ -75,6 +75,33 @@ def write_chunks(machine: FastStateMachine, _: Path, each: Callable[[], object] 
     machine.save_hard_state()
 
 
+@fastsm.procedure
+def mix(tx: Any, payload: bytes) -> Any:
+    """Write values of all kinds, with and without deadlines, and read what was written."""
+    tx.put(b"timed", payload, expires=500)
+    tx.add(b"number", 1)
+    tx.touch(b"swapped", 700)
+    tx.put(b"large", bytes(700_000))
+    return [tx.delete_range(b"r", b"s"), tx.count(), tx.scan(prefix=b"number")[0][1]]
+
+
+def judge_chunk(machine: FastStateMachine, _: Path) -> None:
+    """Apply a chunk whose entries depend on the state: sessions, numbers, ticks, ranges, a procedure."""
+    start = int(machine.membership()[1])  # type: ignore[index]
+    session = start + 1
+    commands = [
+        fastsm.open_session(expires=800), fastsm.put(b"due", b"", expires=3), fastsm.put(b"r1", b""),
+        fastsm.compare_and_swap(b"swapped", None, b"", expires=4), fastsm.call("mix", b"payload"), fastsm.tick(5),
+        fastsm.once(session, 1, fastsm.add(b"number", 3), expires=900), fastsm.touch(b"number", 6),
+        fastsm.once(session, 2, fastsm.call("mix")), fastsm.batch([fastsm.add(b"due", 1), fastsm.delete_prefix(b"k-")]),
+        fastsm.transaction([fastsm.exists(b"timed")], [fastsm.add(b"number", 1), fastsm.read(b"timed")]),
+    ]  # fmt: skip
+    commands += [fastsm.add(b"number %d" % number, number) for number in range(1000)]  # more than one block of scratch
+    commands += [fastsm.forget(session), fastsm.tick(1000)]
+    term = machine.last_applied().term
+    machine.apply([(index, term, command) for index, command in enumerate(commands, start + 1)])
+
+
 def open_again(opened: Any, root: Path) -> None:
     """Open the state, and append the machine to the list."""
     opened.append(FastStateMachine(f"{root}/state", **OPTIONS))
@@ -82,6 +109,7 @@ def open_again(opened: Any, root: Path) -> None:
 
 ALL = SCENES | {
     "apply and flush": Scene(write_chunks),
+    "apply, judged": Scene(judge_chunk),
     "open": Scene(open_again),
     "open, killed": Scene(open_again),
     "open, table": Scene(open_again, table=True),
@@ -96,7 +124,7 @@ class Fault(NamedTuple):
 
     strike: Callable[[shim.Shim, int], Any]
     kills: bool = False
-    most: int = 1000    # trials of a scene, at most
+    most: int = 1000  # trials of a scene, at most
     enough: int = 1000  # trials in a row without an error, after which the scene is done
     sparse: int = 1000  # beyond this n some are skipped, because there are thousands
 
@@ -150,6 +178,7 @@ FAULTS = {
     "kill after": Fault(lambda library, n: armed(shim.KILL_AFTER, library, n), kills=True),
     "fail": Fault(lambda library, n: armed(shim.FAIL, library, n)),
     "fail, done": Fault(lambda library, n: armed(shim.FAIL_DONE, library, n)),
+    "short": Fault(lambda library, n: armed(shim.SHORT, library, n)),
     "malloc": Fault(lambda library, n: armed(shim.FAIL_ALLOCATION, library, n)),
     "nomemory": Fault(without_memory, most=60, enough=3, sparse=4),
     "descriptors": Fault(lambda library, n: limited(resource.RLIMIT_NOFILE, descriptors(), 1, library, n), enough=3),
@@ -258,9 +287,7 @@ class Trial:
         assert state_of(opened[0]) == self.sweep.states[0]
         return opened.pop()
 
-    def _judge_running(
-        self, machine: FastStateMachine, error: tuple[str, Any, str] | None, before: list[str]
-    ) -> None:
+    def _judge_running(self, machine: FastStateMachine, error: tuple[str, Any, str] | None, before: list[str]) -> None:
         states = self.sweep.states
         inside(machine).check()
         state = state_of(machine)
@@ -290,7 +317,7 @@ class Trial:
 
 def open_stage(root: Path) -> FastStateMachine:
     """Open the template, and append some frames; the membership records the index of the last entry."""
-    machine = FastStateMachine(root / "state", **OPTIONS)
+    machine = FastStateMachine(root / "state", **OPTIONS, procedures=[mix])
     last = machine.last_applied()
     machine.apply([Entry(last.index + 1, last.term, fastsm.config(b"%d" % (last.index + 4)))])
     for index in range(last.index + 2, last.index + 5):

@@ -12,10 +12,12 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
-/* KILL: before the call; KILL_AFTER: after it, or after half of a write; FAIL_DONE: an error, but the call is done. */
-enum action { NOTHING, KILL, KILL_AFTER, FAIL, FAIL_DONE, FAIL_ALLOCATION };
+/* KILL: before the call; KILL_AFTER: after it, or after half of a write; FAIL_DONE: an error, but the call is done;
+   SHORT: only the first byte of what `pwritev` should write. */
+enum action { NOTHING, KILL, KILL_AFTER, FAIL, FAIL_DONE, FAIL_ALLOCATION, SHORT };
 
 static volatile int armed = NOTHING;
 static long remaining, seen;
@@ -49,7 +51,7 @@ static void die(void)
 
 static int is_due(const char *name)
 {
-    if (armed == NOTHING || armed == FAIL_ALLOCATION)
+    if (armed == NOTHING || armed == FAIL_ALLOCATION || (armed == SHORT && strncmp(name, "pwritev", 7) != 0))
         return 0;
     if (__atomic_add_fetch(&seen, 1, __ATOMIC_SEQ_CST) != remaining)
         return 0;
@@ -151,6 +153,41 @@ GIVES_BACK(munmap, (void *address, size_t size), (address, size))
         return next(address, size, protection, flags, fd, at);                                                         \
     }
 
+/* Parts of which only the first `size` bytes are to be written; returns how many parts these are. */
+static int first_bytes(const struct iovec *parts, int count, size_t size, struct iovec *first)
+{
+    int number = 0;
+    for (; number < count && size; number++) {
+        first[number] = parts[number];
+        if (first[number].iov_len > size)
+            first[number].iov_len = size;
+        size -= first[number].iov_len;
+    }
+    return number;
+}
+
+#define GATHERS(name, offset)                                                                                          \
+    ssize_t name(int fd, const struct iovec *parts, int count, offset at)                                              \
+    {                                                                                                                  \
+        static __typeof__(&name) next;                                                                                 \
+        struct iovec half[1024];                                                                                       \
+        size_t size = 0;                                                                                               \
+        if (!next)                                                                                                     \
+            next = (__typeof__(next))next_of(#name);                                                                   \
+        if (!is_due(#name))                                                                                            \
+            return next(fd, parts, count, at);                                                                         \
+        if (armed == SHORT)                                                                                            \
+            return next(fd, half, first_bytes(parts, count, 1, half), at);                                             \
+        for (int i = 0; i < count; i++)                                                                                \
+            size += parts[i].iov_len;                                                                                  \
+        if (armed != FAIL)                                                                                             \
+            next(fd, half, first_bytes(parts, count, (size + 1) / 2, half), at);                                       \
+        if (armed == KILL_AFTER)                                                                                       \
+            die();                                                                                                     \
+        errno = failure;                                                                                               \
+        return -1;                                                                                                     \
+    }
+
 static int is_ours(void *caller)
 {
     Dl_info from;
@@ -174,6 +211,8 @@ WATCHED(int, mprotect, (void *a, size_t s, int p), (a, s, p), -1)
 WATCHED(int, madvise, (void *a, size_t s, int advice), (a, s, advice), -1)
 WATCHED_HALF(ssize_t, pwrite, (int fd, const void *d, size_t s, off_t o), (fd, d, s, o), (fd, d, (s + 1) / 2, o), -1)
 WATCHED_HALF(ssize_t, pwrite64, (int fd, const void *d, size_t s, off64_t o), (fd, d, s, o), (fd, d, (s + 1) / 2, o), -1)
+GATHERS(pwritev, off_t)
+GATHERS(pwritev64, off64_t)
 WATCHED(ssize_t, pread, (int fd, void *d, size_t s, off_t o), (fd, d, s, o), -1)
 WATCHED(ssize_t, pread64, (int fd, void *d, size_t s, off64_t o), (fd, d, s, o), -1)
 WATCHED(int, fsync, (int fd), (fd), -1)

@@ -16,7 +16,7 @@ import pytest
 from support.permits import cannot
 
 SOURCE = Path(__file__).with_name("shim.c")
-KILL, KILL_AFTER, FAIL, FAIL_DONE, FAIL_ALLOCATION = range(1, 6)
+KILL, KILL_AFTER, FAIL, FAIL_DONE, FAIL_ALLOCATION, SHORT = range(1, 7)
 
 
 def compiled(directory: Path) -> Path:
