@@ -57,6 +57,10 @@ def seconds_of(results: dict[tuple[str, str], Result], row: str, who: str) -> tu
     return result.median * {"ms": 1e-3, "us": 1e-6, "ns": 1e-9}[result.unit], ""
 
 
+def ratio_text(ratio: float) -> str:
+    return f"{ratio:.2g}" if ratio < 99 else f"{ratio:,.0f}"
+
+
 def per(result: Result, row: str) -> int:
     return 1 if SUMMARY[row][1] == "all" else result.items
 
@@ -89,7 +93,7 @@ def summary_table(results: dict[tuple[str, str], Result]) -> list[str]:
             if found is None:
                 cells.append("")
             else:
-                cells.append(time_text(found) + mark + ("" if who == "fastsm" else f" ({found / own:.2g})"))
+                cells.append(time_text(found) + mark + ("" if who == "fastsm" else f" ({ratio_text(found / own)})"))
         lines.append(f"| {work} | {of} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
