@@ -342,7 +342,7 @@ def raise_sites() -> Iterator[tuple[str, str]]:
 ELSEWHERE = {
     "entries up to {expected} (expect_applied)": "only the host that passes expect_applied can judge",
     "entry {expected.index} of term {expected.term} (expect_applied)": "the same",
-    "a state directory": "read-only",
+    "the file CURRENT of a state directory": "read-only",
     "a complete state": "read-only",
     "self.draft.frame": "a watch, while it is open",
     "a directory of a state machine, or an empty one": "a Raft log's directory: there is no state to repair",
