@@ -15,11 +15,11 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memset
 
 from fastsm.command cimport (
-    ABSENT, BATCHED, CALL, COMPARE_AND_SWAP, CONFIG, DELETE, DELETE_RANGE, NOOP, ONCE, Operation,
-    PUT, Reader, TOUCH, TRANSACTED, TRANSACTION, VALUE_IS,
+    ABSENT, BATCHED, CALL, COMPARE_AND_SWAP, CONFIG, DELETE, NOOP, ONCE, Operation,
+    PUT, Reader, TOUCH, TRANSACTED, TRANSACTION,
     call_name, call_version, command_error, is_put, next_operation, number_at, open_command,
 )
-from fastsm.core.judging cimport ANSWERS, Judge, LISTS
+from fastsm.core.judging cimport ANSWERS, Judge, LISTS, reads_key
 from fastsm.core.view cimport PendingView
 from fastsm.disk.format cimport (
     DEADLINE_SIZE, RECORD_CONFIG, RECORD_DELETE, RECORD_FORGET, RECORD_PUT, RECORD_SESSION, RECORD_TOUCH, UNKNOWN_TERM,
@@ -237,7 +237,7 @@ cdef class Chunk:
                     f"entry {step.index}: calls procedure {name!r}, version {call_version(operation)}, which this "
                     "machine was not given: open it with procedures=[…] on every replica before a call is proposed",
                     index=step.index)
-        elif operation.kind < DELETE_RANGE or operation.kind == TOUCH or operation.kind >= VALUE_IS:
+        elif reads_key(operation.kind):
             step.hashed = table.hash(operation.key, operation.key_size)
             table.prefetch_slot(step.hashed)
         return 0

@@ -1,6 +1,6 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastsm.command cimport Operation
+from fastsm.command cimport ADD, COMPARE_AND_SWAP, Operation, READ, TOUCH, VALUE_IS
 from fastsm.core.expiring cimport Expiring
 from fastsm.core.view cimport Step
 from fastsm.lookup.terms cimport Terms
@@ -11,6 +11,10 @@ cdef enum:  # how an entry turned out
     SKIPPED = 2
     ANSWERS = 3           # before judging: the entry answers with one value; afterwards: its result is an Answer
     LISTS = 4             # before judging only: the entry answers with a list of values
+
+cdef inline bint reads_key(uint8_t kind) noexcept:
+    """Returns whether a step of this kind looks a key up when it is judged."""
+    return kind == COMPARE_AND_SWAP or kind == ADD or kind == READ or kind == TOUCH or kind >= VALUE_IS
 
 
 cdef class Judge:

@@ -13,7 +13,7 @@ from libc.string cimport memcmp, memcpy
 from fastsm.answers cimport answer, pack_result
 from fastsm.command cimport (
     ABSENT, ADD, CALL, COMPARE_AND_SWAP, DELETE_RANGE, EXISTS, MODIFIED_AT, Operation, READ, TRANSACTION,
-    FORGET, NO_DEADLINE, ONCE, OPEN_SESSION, TICK, TOUCH, VALUE_IS, call_name, call_version, number_at,
+    FORGET, NO_DEADLINE, ONCE, OPEN_SESSION, TICK, TOUCH, call_name, call_version, number_at,
 )
 from fastsm.core.expiring cimport Expiring
 from fastsm.core.tx cimport Tx
@@ -355,11 +355,6 @@ cdef class Judge:
         if position >= 0:
             return operator.index(self.entries[position][1])
         return term if self.terms.find(index, &term) else None
-
-
-cdef inline bint reads_key(uint8_t kind) noexcept:
-    """Returns whether a step of this kind looks a key up when it is judged."""
-    return kind == COMPARE_AND_SWAP or kind == ADD or kind == READ or kind == TOUCH or kind >= VALUE_IS
 
 
 cdef inline bint has_value(const Found *found, const uint8_t *value, uint32_t size) noexcept nogil:

@@ -33,17 +33,23 @@ def append(log: RaftLog, count: int = 1, size: int = 100) -> None:
         log.append([Entry(log.last_index + 1, 1, bytes(size))])
 
 
+def opened_on_a_full_disk(directory: Path) -> RaftLog:
+    """Return a log that has appended until its disk was full."""
+    disk = Disk()
+    log = RaftLog(directory, _files=disk.files)
+    append(log, 3)
+    disk.fail("allocate", errno.ENOSPC, times=1_000_000)
+    with pytest.raises(StorageError):
+        append(log, 100_000)
+    return log
+
+
 # ---- room ------------------------------------------------------------------------------------------------
 
 
 def test_a_log_closes_on_a_disk_without_any_room(tmp_path: Path) -> None:
     """Everything is durable, and there is no room for the last frame: no error; the next opening finds everything."""
-    disk = Disk()
-    log = RaftLog(tmp_path / "log", _files=disk.files)
-    append(log, 3)
-    disk.fail("allocate", errno.ENOSPC, times=1_000_000)
-    with pytest.raises(StorageError):
-        append(log, 100_000)
+    log = opened_on_a_full_disk(tmp_path / "log")
     compacted = 0
     with suppress(StorageError):  # each takes some of the room that was left
         for compacted in range(1, log.last_index):
@@ -58,12 +64,7 @@ def test_a_log_closes_on_a_disk_without_any_room(tmp_path: Path) -> None:
 
 def test_votes_and_truncations_leave_room_for_a_compaction(tmp_path: Path) -> None:
     """On a full disk votes and truncations are refused before they take the room that a compaction needs."""
-    disk = Disk()
-    log = RaftLog(tmp_path / "log", _files=disk.files)
-    append(log, 3)
-    disk.fail("allocate", errno.ENOSPC, times=1_000_000)
-    with pytest.raises(StorageError):
-        append(log, 100_000)
+    log = opened_on_a_full_disk(tmp_path / "log")
     with suppress(StorageError):
         for term in range(1, 1_000):
             log.save_hard_state(term, None)
