@@ -5,22 +5,20 @@ import os
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
+COMPILED = {
+    "": "background long_work answers command distinct columns",
+    "disk": "hashing format headers snapshot_header descriptors parts mapping torn_tail published",
+    "lookup": "table terms dead deadlines sorting tree tree_changes order ranges index",
+    "generation": "recovery framefile log steps changes saved_order saved_table loaded_table",
+    "snapshot": "capture",
+    "core": "watchers awaited frozen status state ordered timed turns scratch view ranging expiring tx judging chunk "
+            "group_commit hard_state engine jobs matching",
+    "journal": "format entries segment segments recovery journal engine",
+    "reading": "frames following change_source",
+    "integrations.pysyncobj": "positions",
+}
 MODULES = [
-    "background", "long_work", "answers", "command", "distinct", "columns",
-    *(
-        f"disk.{name}"
-        for name in ("hashing", "format", "headers", "descriptors", "parts", "mapping", "tail", "published")),
-    *(f"lookup.{name}" for name in ("table", "terms", "dead", "deadlines", "sorting", "tree", "tree_changes")),
-    *(f"lookup.{name}" for name in ("order", "ranges", "index")),
-    *(f"generation.{name}" for name in ("recovery", "framefile", "log", "steps", "changes")),
-    *(f"generation.{name}" for name in ("saved_order", "saved_table", "loaded_table")),
-    "snapshot.capture", "core.watchers",
-    *(f"core.{name}" for name in ("awaited", "frozen", "status", "state", "ordered", "timed", "turns", "scratch")),
-    *(f"core.{name}" for name in ("view", "ranging", "expiring", "tx", "judging", "chunk", "group_commit")),
-    *(f"core.{name}" for name in ("hard_state", "engine", "jobs")),
-    "core.matching", *(f"reading.{name}" for name in ("frames", "following", "tail")),
-    *(f"journal.{name}" for name in ("format", "entries", "segment", "segments", "recovery", "journal", "engine")),
-    "integrations.pysyncobj.positions",
+    ".".join(filter(None, ["fastsm", folder, name])) for folder, names in COMPILED.items() for name in names.split()
 ]
 
 DIRECTIVES = {
@@ -49,8 +47,7 @@ setup(
     ext_modules=cythonize(
         [
             Extension(
-                f"fastsm.{name}", [f"fastsm/{name.replace('.', '/')}.pyx"],
-                extra_compile_args=COMPILE_ARGS, extra_link_args=LINK_ARGS,
+                name, [name.replace(".", "/") + ".pyx"], extra_compile_args=COMPILE_ARGS, extra_link_args=LINK_ARGS,
             )
             for name in MODULES
         ],

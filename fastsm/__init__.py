@@ -14,12 +14,13 @@ files to memory to the machine; each module imports only modules listed before i
     long_work               work without the GIL, while the caller waits and serves signals
     disk/                   byte layouts, and the seam to the system
         hashing             SipHash for the table, XXH64 for the frames
-        format, headers     the disk formats: offsets, limits, frames and records; the headers of files
+        format              the disk formats: offsets, limits, frames and records
+        headers, snapshot_header  the headers of files
         descriptors, mapping  open files, their locks and writes; files mapped into memory
         parts               frames whose large values are written without being copied
         forks               what a forked child leaves to its parent
         files               directories: the seam to the system
-        tail                what follows the last valid frame: torn, or the proof that durable bytes were lost
+        torn_tail           what follows the last valid frame: torn, or the proof that durable bytes were lost
         published           what an owner tells readers in other processes
         base                the snapshot file that a log is stacked on
         walk                the walk over the records of base and log
@@ -80,7 +81,7 @@ files to memory to the machine; each module imports only modules listed before i
         batches             a thread that answers many coroutines at a time
         waiting             waiting for an entry to be applied, on threads and event loops
         matching, watching  which watches a change concerns; the thread that tells them
-        coroutines          the order of asynchronous calls
+        coroutine_order     the order of asynchronous calls
         moving              a recovered state continues in another generation, if its log must not be cut
         opening, statistics a machine's options, and opening it; its statistics
     journal/                a Raft library's own log
@@ -97,7 +98,8 @@ files to memory to the machine; each module imports only modules listed before i
         frames              the frames of a log that another process writes, as far as they are published
         following           taking what was published since, frame by frame
         news                when there is something to take, and from which file
-        tail, watching      following frames without an index, for watches; how watches wait
+        change_source       following frames without an index, for watches
+        watching            how watches wait
         reader              Reader
     memory_ids              the ids of entries in the model: terms, and which ids agree
     memory_tx, memory_judging  the model: what an entry writes; the outcome of each entry

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fastsm.arguments import plain_id
 from fastsm.background import undisturbed
 from fastsm.core.compaction import Compaction
-from fastsm.core.coroutines import OrderedWorker, Waiters, room_if_small
+from fastsm.core.coroutine_order import OrderedWorker, Waiters, room_if_small
 from fastsm.core.engine import Engine
 from fastsm.core.generations import Generations
 from fastsm.core.group_commit import GroupCommit

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastsm.arguments import bytes_of, check_timeout, not_an_entry, pair_of
 from fastsm.command import decode
-from fastsm.disk.headers import unpack_snapshot_head
+from fastsm.disk import snapshot_header
 from fastsm.errors import (
     CommandError,
     NotRunningError,
@@ -387,7 +387,7 @@ class MemoryStateMachine(StateMachine):
         """Returns the id and the state checksum that a snapshot would have."""
         self._require()
         last = self._wanted(last_included)
-        head = unpack_snapshot_head(snapshot_bytes(self._state_as_of(last), "none", b""), "a snapshot")
+        head = snapshot_header.unpack(snapshot_bytes(self._state_as_of(last), "none", b""), "a snapshot")
         return LogId(head.last_index, head.last_term), head.state_checksum
 
     async def state_checksum_async(

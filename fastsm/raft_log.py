@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastsm.arguments import at_least_zero
-from fastsm.core.coroutines import Waiters
+from fastsm.core.coroutine_order import Waiters
 from fastsm.disk.files import Directory, hides_seam, storage_errors
 from fastsm.errors import StorageError
 from fastsm.journal.checking import check_segments

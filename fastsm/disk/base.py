@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
-from fastsm.disk import format, headers
+from fastsm.disk import format, headers, snapshot_header
 from fastsm.disk.descriptors import Descriptor
 from fastsm.disk.files import Directory, storage_errors
+from fastsm.disk.snapshot_header import SnapshotHead
 from fastsm.errors import CorruptionError, SnapshotFormatError
 from fastsm.types import LogId
 
@@ -22,7 +23,7 @@ class Base:
     Thread safety: immutable, except for :meth:`close`.
     """
 
-    def __init__(self, directory: Directory, name: str, descriptor: Descriptor, head: headers.SnapshotHead) -> None:
+    def __init__(self, directory: Directory, name: str, descriptor: Descriptor, head: SnapshotHead) -> None:
         self.directory = directory
         self.name = name
         self.path = directory.path_of(name)
@@ -51,13 +52,13 @@ class Base:
                 raise CorruptionError(path, None, "the base that the log is stacked on", "no file") from None
             try:
                 size = directory.size(descriptor)
-                content = os.pread(descriptor.number, headers.SNAPSHOT_HEADER_BYTES, 0)
-                head = headers.unpack_snapshot_head(content, path, size)
+                content = os.pread(descriptor.number, snapshot_header.HEADER_BYTES, 0)
+                head = snapshot_header.unpack(content, path, size)
                 found = (head.file_size, head.checksum, head.last_index, head.last_term, head.codec)
                 wanted = log_head.base_size, log_head.base_checksum, log_head.base_index, log_head.base_term
-                if found != (*wanted, headers.CODEC_NONE):
+                if found != (*wanted, snapshot_header.CODEC_NONE):
                     raise CorruptionError(path, 0, f"the base that the log is stacked on, {wanted}", found)
-                attachment_end = headers.SNAPSHOT_HEADER_BYTES + head.attachment_size
+                attachment_end = snapshot_header.HEADER_BYTES + head.attachment_size
                 padding = os.pread(descriptor.number, head.state_offset - attachment_end, attachment_end)
                 if any(padding):
                     raise CorruptionError(path, attachment_end, "zeros", padding)

@@ -8,13 +8,7 @@ TABLE_PAGE: int
 SEGMENT_BYTES: int
 LOG_MAGIC_BYTES: bytes
 CURRENT_MAGIC_BYTES: bytes
-SNAPSHOT_MAGIC_BYTES: bytes
 TABLE_MAGIC_BYTES: bytes
-SNAPSHOT_HEADER_BYTES: int
-STATE_CHECKSUM_COVERS: slice
-CHECKSUM_COVERS: slice
-CODEC_NONE: int
-CODEC_ZSTD: int
 DUE_BYTES: int
 MOST_CHANGES: int
 MAX_INDEX: int
@@ -35,30 +29,6 @@ class CurrentFile(NamedTuple):
     durable_offset: int
     last_frame: int = ...
     last_checksum: int = ...
-
-class SnapshotHead(NamedTuple):
-    codec: int
-    last_index: int
-    last_term: int
-    keys: int
-    runs: int
-    membership_size: int
-    records_size: int
-    sessions: int
-    clock: int
-    state_checksum: bytes
-    attachment_size: int
-    stored_size: int
-    checksum: bytes
-    @property
-    def state_offset(self) -> int: ...
-    @property
-    def state_size(self) -> int: ...
-    @property
-    def file_size(self) -> int: ...
-
-def pack_snapshot_head(head: SnapshotHead) -> bytes: ...
-def unpack_snapshot_head(data: bytes, path: str, size: int | None = None) -> SnapshotHead: ...
 
 class Sections(NamedTuple):
     runs: int

@@ -21,7 +21,7 @@ from fastsm.long_work cimport Work
 from fastsm.lookup.terms cimport Terms
 
 from fastsm.disk import headers
-from fastsm.disk.tail import torn_tail_end
+from fastsm.disk.torn_tail import torn_tail_end
 from fastsm.errors import CorruptionError
 from fastsm.long_work import no_tick, run_long
 from fastsm.types import LogId

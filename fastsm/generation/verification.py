@@ -8,7 +8,7 @@ from collections.abc import Callable
 import blake3
 
 from fastsm.background import BackgroundCall
-from fastsm.disk import headers
+from fastsm.disk import snapshot_header
 from fastsm.disk.base import Base
 from fastsm.disk.files import storage_errors
 from fastsm.errors import CorruptionError
@@ -65,8 +65,8 @@ class Verification:
             if not piece:
                 raise CorruptionError(base.path, done, f"{base.size} bytes", "the end of the file")
             if done == 0:
-                hasher.update(piece[: headers.SNAPSHOT_HEADER_BYTES - len(base.head.checksum)])
-                hasher.update(piece[headers.SNAPSHOT_HEADER_BYTES :])
+                hasher.update(piece[: snapshot_header.HEADER_BYTES - len(base.head.checksum)])
+                hasher.update(piece[snapshot_header.HEADER_BYTES :])
             else:
                 hasher.update(piece)
             done += len(piece)
@@ -74,7 +74,7 @@ class Verification:
                 progress(done, total)
         if hasher.digest() != base.head.checksum:
             raise CorruptionError(
-                base.path, headers.SNAPSHOT_HEADER_BYTES - len(base.head.checksum),
+                base.path, snapshot_header.HEADER_BYTES - len(base.head.checksum),
                 f"BLAKE3 {base.head.checksum.hex()}", hasher.hexdigest())  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from fastsm.journal.segments cimport Segments
 
 from fastsm.disk import format
 from fastsm.disk.files import storage_errors
-from fastsm.disk.tail import data_ranges
+from fastsm.disk.torn_tail import data_ranges
 from fastsm.errors import CorruptionError
 from fastsm.generation.names import LOG_NAMES, NEWEST, holds_state
 from fastsm.journal.format import NEWEST_BYTES, STATE_STRUCT, SegmentState, unpack_newest

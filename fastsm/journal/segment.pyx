@@ -18,7 +18,7 @@ from fastsm.journal import format as journal_format
 from fastsm.errors import CorruptionError
 from fastsm.disk.files import storage_errors
 from fastsm.journal.format import SegmentHead
-from fastsm.disk.tail import data_ranges, torn_tail_end
+from fastsm.disk.torn_tail import data_ranges, torn_tail_end
 
 cdef enum:
     SMALL_FRAME = ITEM_DATA      # the size of an item without data

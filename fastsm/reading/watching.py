@@ -11,10 +11,10 @@ from fastsm.disk.published import state_number
 from fastsm.errors import NotRunningError
 from fastsm.event_loops import call, event_loops
 from fastsm.generation.watch import Watch
+from fastsm.reading.change_source import TailSource, TailState
 from fastsm.reading.frames import is_in
 from fastsm.reading.news import Following
 from fastsm.reading.opening import recover_frames
-from fastsm.reading.tail import TailSource, TailState
 
 if TYPE_CHECKING:
     from fastsm.disk.published import Publication

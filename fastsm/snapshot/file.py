@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import blake3
 
-from fastsm.disk import format, headers
+from fastsm.disk import format, snapshot_header
 from fastsm.disk.descriptors import Descriptor
 from fastsm.disk.files import Directory, storage_errors
-from fastsm.disk.headers import SnapshotHead
+from fastsm.disk.snapshot_header import SnapshotHead
 from fastsm.errors import ChecksumMismatchError, CorruptionError, SnapshotError, SnapshotFormatError
 from fastsm.snapshot import codec
 from fastsm.snapshot.flat import Stream, bad_state, check_membership, check_runs, check_state
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SNAPSHOT = "snapshot.fsm"
 PIECE = 64 << 20  # large, since each read and each checksum takes the GIL once
-CODECS = {headers.CODEC_NONE: "none", headers.CODEC_ZSTD: "zstd"}
+CODECS = {snapshot_header.CODEC_NONE: "none", snapshot_header.CODEC_ZSTD: "zstd"}
 
 Progress = Callable[[int, int], object]
 
@@ -123,7 +123,7 @@ class Snapshot:
     @property
     def attachment(self) -> bytes:
         """The embedder's own bytes. Read from the file each time: O(size)."""
-        return self.read_at(headers.SNAPSHOT_HEADER_BYTES, self.head.attachment_size)
+        return self.read_at(snapshot_header.HEADER_BYTES, self.head.attachment_size)
 
     @property
     def membership(self) -> tuple[LogId, bytes] | None:
@@ -145,7 +145,7 @@ class Snapshot:
     def flat_pieces(self, stop: int | None = None) -> Iterator[Buffer]:
         """Yields the state in flat form up to ``stop``, decompressed if needed. A piece is valid until the next one."""
         fd, head = self.descriptor, self.head
-        if head.codec == headers.CODEC_NONE:
+        if head.codec == snapshot_header.CODEC_NONE:
             end = head.file_size if stop is None else head.state_offset + stop
             return read_pieces(fd, head.state_offset, end, self.path)
         stored = _Sequence(fd, head.state_offset, self.path)
@@ -178,7 +178,7 @@ class Snapshot:
 
 def read_head(fd: Descriptor, path: str, size: int) -> SnapshotHead:
     """Returns the header of an open file of ``size`` bytes."""
-    return headers.unpack_snapshot_head(os.pread(fd.number, headers.SNAPSHOT_HEADER_BYTES, 0), path, size)
+    return snapshot_header.unpack(os.pread(fd.number, snapshot_header.HEADER_BYTES, 0), path, size)
 
 
 def metadata_of(head: SnapshotHead) -> SnapshotMetadata:
@@ -205,15 +205,15 @@ def copy_checked(
     ``write`` returns. ``progress(done, total)`` may raise to abort. Raises ``ChecksumMismatchError``.
     """
     hasher = blake3.blake3()
-    attachment_end = headers.SNAPSHOT_HEADER_BYTES + head.attachment_size
+    attachment_end = snapshot_header.HEADER_BYTES + head.attachment_size
     padding = b""
     done = 0
     for piece in read_pieces(source, 0, head.file_size, path):
         if done == 0:
-            if piece[: headers.SNAPSHOT_HEADER_BYTES] != _head_bytes(head):
+            if piece[: snapshot_header.HEADER_BYTES] != _head_bytes(head):
                 raise SnapshotFormatError(f"{path}: the file changed while it was read; get it again")
-            hasher.update(piece[headers.CHECKSUM_COVERS])
-            hasher.update(piece[headers.SNAPSHOT_HEADER_BYTES :])
+            hasher.update(piece[snapshot_header.CHECKSUM_COVERS])
+            hasher.update(piece[snapshot_header.HEADER_BYTES :])
         else:
             hasher.update(piece)
         padding += piece[max(0, attachment_end - done) : max(0, head.state_offset - done)]
@@ -229,7 +229,7 @@ def copy_checked(
 
 def flat_state_checksum(head: SnapshotHead, pieces: Iterable[Buffer]) -> bytes:
     """Returns the state checksum of a flat state, given in pieces."""
-    hasher = blake3.blake3(_head_bytes(head)[headers.STATE_CHECKSUM_COVERS])
+    hasher = blake3.blake3(_head_bytes(head)[snapshot_header.STATE_CHECKSUM_COVERS])
     for piece in pieces:
         hasher.update(piece)
     return hasher.digest()
@@ -286,7 +286,7 @@ class _Summed:
     """Pieces of a flat state, and the checksum of those that were read."""
 
     def __init__(self, head: SnapshotHead, pieces: Iterator[Buffer], note: Callable[[Buffer], object]) -> None:
-        self._hasher = blake3.blake3(_head_bytes(head)[headers.STATE_CHECKSUM_COVERS])
+        self._hasher = blake3.blake3(_head_bytes(head)[snapshot_header.STATE_CHECKSUM_COVERS])
         self._pieces = pieces
         self._note = note
         self.broken = False  # reading a piece has raised an error
@@ -311,4 +311,4 @@ class _Summed:
 
 
 def _head_bytes(head: SnapshotHead) -> bytes:
-    return headers.pack_snapshot_head(head)
+    return snapshot_header.pack(head)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from fastsm.disk import format
-from fastsm.disk.headers import SnapshotHead
+from fastsm.disk.snapshot_header import SnapshotHead
 from fastsm.errors import SnapshotFormatError
 
 if TYPE_CHECKING:

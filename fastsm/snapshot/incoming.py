@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import blake3
 
-from fastsm.disk import headers
+from fastsm.disk import snapshot_header
 from fastsm.disk.base import Base, base_name
 from fastsm.disk.descriptors import Descriptor
 from fastsm.disk.files import Directory, storage_errors
@@ -28,7 +28,7 @@ def copy_in(directory: Directory, generation: int, snapshot: Snapshot, progress:
     Raises ``ChecksumMismatchError``, ``SnapshotFormatError``, ``StorageError``; the caller then removes what is left.
     """
     name = base_name(generation)
-    flat = snapshot.head.codec == headers.CODEC_NONE
+    flat = snapshot.head.codec == snapshot_header.CODEC_NONE
     with storage_errors(directory.path_of(name), "copying a snapshot in"):
         descriptor = copy(directory, name if flat else f"{name}.tmp", snapshot, progress)
         try:
@@ -59,7 +59,7 @@ def copy(directory: Directory, name: str, snapshot: Snapshot, progress: Progress
 
     def write(piece: memoryview) -> None:
         nonlocal offset
-        if snapshot.head.codec == headers.CODEC_NONE:
+        if snapshot.head.codec == snapshot_header.CODEC_NONE:
             offset = directory.write_paced(descriptor, piece, offset)
         else:  # unlinked after it is unpacked
             directory.write(descriptor, piece, offset)
@@ -76,13 +76,13 @@ def copy(directory: Directory, name: str, snapshot: Snapshot, progress: Progress
 
 def unpack(
     directory: Directory, stored: Descriptor, descriptor: Descriptor, snapshot: Snapshot
-) -> headers.SnapshotHead:
+) -> snapshot_header.SnapshotHead:
     """Writes the flat form of a compressed snapshot, and checks that it has exactly the size in its header."""
     head = snapshot.head._replace(
-        codec=headers.CODEC_NONE, attachment_size=0, stored_size=snapshot.head.state_size, checksum=bytes(32)
+        codec=snapshot_header.CODEC_NONE, attachment_size=0, stored_size=snapshot.head.state_size, checksum=bytes(32)
     )
-    packed = headers.pack_snapshot_head(head)
-    hasher = blake3.blake3(packed[: headers.SNAPSHOT_HEADER_BYTES - len(head.checksum)])
+    packed = snapshot_header.pack(head)
+    hasher = blake3.blake3(packed[: snapshot_header.HEADER_BYTES - len(head.checksum)])
     offset = head.state_offset
 
     def written_pieces() -> Iterator[Buffer]:
@@ -95,5 +95,5 @@ def unpack(
 
     compare(snapshot.path, "state checksum", head.state_checksum, flat_state_checksum(head, written_pieces()))
     head = head._replace(checksum=hasher.digest())
-    directory.write(descriptor, headers.pack_snapshot_head(head), 0)
+    directory.write(descriptor, snapshot_header.pack(head), 0)
     return head

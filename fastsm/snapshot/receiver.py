@@ -8,11 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fastsm.arguments import flat_view
-from fastsm.disk import headers
+from fastsm.disk import snapshot_header
 from fastsm.disk.descriptors import Descriptor
 from fastsm.disk.files import Directory, hides_seam, make_directory, storage_errors
 from fastsm.disk.forks import left_by_children
-from fastsm.disk.headers import SnapshotHead
+from fastsm.disk.snapshot_header import SnapshotHead
 from fastsm.errors import FormatVersionError, LockedError, SnapshotError, SnapshotFormatError, StaleSnapshotError
 from fastsm.event_loops import call
 from fastsm.snapshot.file import SNAPSHOT, Snapshot, check_metadata, metadata_of
@@ -173,11 +173,11 @@ class SnapshotReceiver:
 
     def _look_at_head(self, fd: Descriptor, data: memoryview) -> None:
         """Parses the header once it is there, before anything after it is written."""
-        size = headers.SNAPSHOT_HEADER_BYTES
+        size = snapshot_header.HEADER_BYTES
         if self._head is None and self.offset + len(data) >= size:
             start = os.pread(fd.number, min(self.offset, size), 0)
             try:
-                head = headers.unpack_snapshot_head(start + bytes(data[: size - len(start)]), self._path)
+                head = snapshot_header.unpack(start + bytes(data[: size - len(start)]), self._path)
                 if self._announced is not None:
                     check_metadata(self._announced, head, self._path)
             except (SnapshotError, FormatVersionError):
@@ -387,7 +387,7 @@ class SnapshotReceiver:
     def _read_head(self, fd: Descriptor) -> SnapshotHead | None:
         """Returns the header that was received earlier; None if it is not there, or was lost in a power loss."""
         try:
-            head = headers.unpack_snapshot_head(os.pread(fd.number, headers.SNAPSHOT_HEADER_BYTES, 0), self._path)
+            head = snapshot_header.unpack(os.pread(fd.number, snapshot_header.HEADER_BYTES, 0), self._path)
         except (SnapshotFormatError, FormatVersionError):
             return None
         return head if self.offset <= head.file_size else None

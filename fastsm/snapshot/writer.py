@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 import blake3
 
 from fastsm.arguments import flat_view
-from fastsm.disk import format, headers
+from fastsm.disk import format, snapshot_header
 from fastsm.disk.descriptors import Descriptor
 from fastsm.disk.files import Directory, make_directory, storage_errors
 from fastsm.disk.forks import left_by_children
-from fastsm.disk.headers import SnapshotHead
 from fastsm.disk.mapping import map_file
+from fastsm.disk.snapshot_header import CODEC_NONE, CODEC_ZSTD, SnapshotHead
 from fastsm.errors import CorruptionError, FormatVersionError, SnapshotFormatError, StaleSnapshotError
 from fastsm.long_work import no_tick, run_long
 from fastsm.snapshot import codec
@@ -38,7 +38,7 @@ class Tick(Protocol):
     def __call__(self, done: int = 0, /) -> object: ...
 
 
-COMPRESSIONS = {None: headers.CODEC_NONE, "none": headers.CODEC_NONE, "zstd": headers.CODEC_ZSTD}
+COMPRESSIONS = {None: CODEC_NONE, "none": CODEC_NONE, "zstd": CODEC_ZSTD}
 HASH_PIECE = 1 << 30  # bytes hashed between two checks whether to go on: 0.15 s
 COMPRESS_PIECE = 8 << 20
 
@@ -185,8 +185,8 @@ def present_head(directory: Directory) -> SnapshotHead | None:
     """Returns the header of the snapshot that has the name now; None if there is none that can be read."""
     path = directory.path_of(SNAPSHOT)
     try:
-        content = directory.read_file(SNAPSHOT, headers.SNAPSHOT_HEADER_BYTES)
-        return None if content is None else headers.unpack_snapshot_head(content, path)
+        content = directory.read_file(SNAPSHOT, snapshot_header.HEADER_BYTES)
+        return None if content is None else snapshot_header.unpack(content, path)
     except (CorruptionError, FormatVersionError, SnapshotFormatError, PermissionError):
         return None  # an unreadable one cannot be compared
 
@@ -289,7 +289,7 @@ def _prepare(
 ) -> PreparedSnapshot:
     temporary = Temporary(directory)
     try:
-        if wanted == headers.CODEC_NONE:
+        if wanted == CODEC_NONE:
             head = write_snapshot_into(directory, temporary.fd, source, attachment, tick)
         else:
             with temporary_file(directory) as flat:
@@ -323,12 +323,12 @@ def _write_flat(
     """Writes everything except the header, which is returned with its checksums."""
     start = _write_attachment(directory, fd, attachment)
     parts = _write_state(directory, fd, source, start, tick)
-    head = parts.head(headers.CODEC_NONE, len(attachment), parts.size)
+    head = parts.head(CODEC_NONE, len(attachment), parts.size)
     # The disk writes while the checksums are computed, so that the sync has less to do.
     directory.start_writeback(fd, 0, start + parts.size)
     with _mapped(fd, start + parts.size) as content:
         head = head._replace(state_checksum=_sum(_state_prefix(head), content, start, tick))
-        return head._replace(checksum=_sum(_prefix(head), content, headers.SNAPSHOT_HEADER_BYTES, tick))
+        return head._replace(checksum=_sum(_prefix(head), content, snapshot_header.HEADER_BYTES, tick))
 
 
 class _Sink:
@@ -349,7 +349,7 @@ def state_checksum(source: Source, tick: Tick) -> bytes:
 
     def compute(work: Tick) -> bytes:
         parts = _write_state(cast("Directory", _Sink()), cast("Descriptor", None), source, 0, work)
-        hasher = blake3.blake3(_state_prefix(parts.head(headers.CODEC_NONE, 0, parts.size)))
+        hasher = blake3.blake3(_state_prefix(parts.head(CODEC_NONE, 0, parts.size)))
         _write_state(cast("Directory", _Sink(hasher.update)), cast("Descriptor", None), source, 0, work)
         return hasher.digest()
 
@@ -372,20 +372,20 @@ def _write_compressed(
             with content[at : at + COMPRESS_PIECE] as piece:
                 yield piece
 
-    head = parts.head(headers.CODEC_ZSTD, len(attachment), 0)
+    head = parts.head(CODEC_ZSTD, len(attachment), 0)
     with _mapped(flat, parts.size) as content:
         head = head._replace(state_checksum=_sum(_state_prefix(head), content, 0, tick))
         with closing(pieces(content)) as flat_pieces:
             head = head._replace(stored_size=codec.compress(flat_pieces, parts.size, write))
     with _mapped(fd, head.file_size) as content:
-        head = head._replace(checksum=_sum(_prefix(head), content, headers.SNAPSHOT_HEADER_BYTES, tick))
+        head = head._replace(checksum=_sum(_prefix(head), content, snapshot_header.HEADER_BYTES, tick))
     _finish(directory, fd, head)
     return head
 
 
 def _finish(directory: Directory, fd: Descriptor, head: SnapshotHead) -> None:
     """Syncs a file that was handed to the disk at its own pace, so that syncs of other files come in between."""
-    directory.write(fd, headers.pack_snapshot_head(head), 0)
+    directory.write(fd, snapshot_header.pack(head), 0)
     directory.pace_writeback(fd, 0, head.file_size)
     directory.sync(fd)
 
@@ -415,9 +415,9 @@ class _Parts(NamedTuple):
 
 def _write_attachment(directory: Directory, fd: Descriptor, attachment: memoryview) -> int:
     """Leaves room for the header, and writes the attachment and padding; returns where the state starts."""
-    directory.write(fd, bytes(headers.SNAPSHOT_HEADER_BYTES), 0)
-    directory.write(fd, attachment, headers.SNAPSHOT_HEADER_BYTES)
-    end = headers.SNAPSHOT_HEADER_BYTES + len(attachment)
+    directory.write(fd, bytes(snapshot_header.HEADER_BYTES), 0)
+    directory.write(fd, attachment, snapshot_header.HEADER_BYTES)
+    end = snapshot_header.HEADER_BYTES + len(attachment)
     directory.write(fd, bytes(-end % 8), end)
     return end + -end % 8
 
@@ -436,11 +436,11 @@ def _write_state(directory: Directory, fd: Descriptor, source: Source, start: in
 # ---- sums ----------------------------------------------------------------------------------------------
 
 def _state_prefix(head: SnapshotHead) -> bytes:
-    return headers.pack_snapshot_head(head)[headers.STATE_CHECKSUM_COVERS]
+    return snapshot_header.pack(head)[snapshot_header.STATE_CHECKSUM_COVERS]
 
 
 def _prefix(head: SnapshotHead) -> bytes:
-    return headers.pack_snapshot_head(head)[headers.CHECKSUM_COVERS]
+    return snapshot_header.pack(head)[snapshot_header.CHECKSUM_COVERS]
 
 
 def _sum(prefix: bytes, content: memoryview, start: int, tick: Tick) -> bytes:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from fastsm.disk import headers
+from fastsm.disk import snapshot_header
 from fastsm.disk.files import Directory, storage_errors
-from fastsm.disk.tail import torn_tail_end
+from fastsm.disk.torn_tail import torn_tail_end
 from fastsm.errors import CorruptionError, FastsmError, LockedError, StorageError
 from fastsm.generation.names import CURRENT
 from fastsm.machine import FastStateMachine
@@ -76,7 +76,7 @@ def begins_like_a_snapshot(path: str) -> bool:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return False
         with open(path, "rb") as file:
-            return file.read(8) == headers.SNAPSHOT_MAGIC_BYTES
+            return file.read(8) == snapshot_header.MAGIC_BYTES
 
 
 def require_snapshot(path: str | os.PathLike[str]) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import fastsm
 from fastsm import CommandError, Entry, FastStateMachine, LogId, NotRunningError, OrderError, StorageError
-from fastsm.core.coroutines import Waiters
+from fastsm.core.coroutine_order import Waiters
 from support.faulty import PATIENCE, Disk, in_thread
 from support.inside import inside
 

@@ -11,7 +11,7 @@ import pytest
 
 import fastsm
 from fastsm import CorruptionError, FastStateMachine, FormatVersionError, LogId, SnapshotMetadata
-from fastsm.disk import format, headers
+from fastsm.disk import format, headers, snapshot_header
 from support.by_hand import (
     CLOCK,
     CLOSE,
@@ -83,7 +83,7 @@ def test_sizes_that_others_rely_on() -> None:
     """Headers, runs and record headers are multiples of 8, so that everything after them is aligned."""
     assert struct.calcsize(LOG) == headers.LOG_HEADER_BYTES == START
     assert struct.calcsize(CURRENT) == 64
-    assert struct.calcsize(SNAPSHOT_HEAD) == headers.SNAPSHOT_HEADER_BYTES == 160
+    assert struct.calcsize(SNAPSHOT_HEAD) == snapshot_header.HEADER_BYTES == 160
     assert struct.calcsize(TABLE) == headers.TABLE_HEADER_BYTES == 288
     assert chain_in_source("TERM_RUN_SIZE", "TERM_RUN_SIZE") == [format.TERM_RUN_BYTES] == [24]
     assert headers.SEGMENT_BYTES == struct.calcsize("<4096QII56s") == 32_832

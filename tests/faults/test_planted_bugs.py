@@ -48,14 +48,14 @@ BUGS = {
     "recovery calls everything from the first bad frame on torn": Bug(
         (
             ("generation/recovery.pyx", "if self.end < self.watermark:", "if self.end < self.watermark and not BUG:"),
-            ("disk/tail.pyx", "    if tail.proof:\n", "    if tail.proof and not BUG:\n"),
+            ("disk/torn_tail.pyx", "    if tail.proof:\n", "    if tail.proof and not BUG:\n"),
         ),
         "generation/test_recovery.py::test_corruption_is_an_error_and_nothing_is_touched",
     ),
     "recovery calls every later valid frame a proof of corruption": Bug(
         (
             (
-                "disk/tail.pyx",
+                "disk/torn_tail.pyx",
                 "return search.end < watermark <= offset",
                 "return (search.end < watermark or BUG) and watermark <= offset",
             ),

@@ -17,7 +17,7 @@ from fastsm import (
     SnapshotMetadata,
     open_snapshot,
 )
-from fastsm.disk import headers
+from fastsm.disk import snapshot_header
 from support.by_hand import (
     CONFIG,
     DELETE,
@@ -69,13 +69,13 @@ def test_a_snapshot_is_what_struct_makes(tmp_path: Path, directory: Path) -> Non
 
 def test_a_snapshots_header_comes_back(tmp_path: Path) -> None:
     """The header's fields are where `struct` has them, and packing gives the same bytes."""
-    head = headers.unpack_snapshot_head(WHOLE, "file", len(WHOLE))
-    assert headers.pack_snapshot_head(head) == WHOLE[:160]
+    head = snapshot_header.unpack(WHOLE, "file", len(WHOLE))
+    assert snapshot_header.pack(head) == WHOLE[:160]
     assert head[:7] == (0, 7, 3, 3, 2, len(MEMBERSHIP), sum(map(len, RECORDS)))
     assert (head.attachment_size, head.state_offset, head.file_size) == (10, 160 + 16, len(WHOLE))
     foreign = WHOLE[:8] + struct.pack("<I", 1) + WHOLE[12:]
     with pytest.raises(FormatVersionError, match="version 1"):
-        headers.unpack_snapshot_head(foreign, "file", len(WHOLE))
+        snapshot_header.unpack(foreign, "file", len(WHOLE))
     (tmp_path / "snapshot.fsm").write_bytes(WHOLE)
     with open_snapshot(tmp_path) as opened:
         opened.verify()

@@ -11,7 +11,7 @@ import pytest
 
 from fastsm import CorruptionError
 from fastsm.disk.headers import LOG_HEADER_BYTES
-from fastsm.disk.tail import search_bytes, search_tail, torn_tail_end
+from fastsm.disk.torn_tail import search_bytes, search_tail, torn_tail_end
 from support import by_hand, tails
 
 IDENTITY = by_hand.IDENTITY
