@@ -142,11 +142,11 @@ class Nodes:
         return next(node for node in self.running.values() if node._isLeader())
 
     def settled(self) -> bool:
-        """Return whether all running members follow one leader and have applied the same entries."""
+        """Return whether all running members follow one leader, see a majority, and have applied the same entries."""
         members = [node for number, node in self.running.items() if number in self.members]
         leaders = {getattr(node._getLeader(), "id", None) for node in members}
         applied = {(node.raftLastApplied, node.raftCommitIndex, node._SyncObj__raftLog[-1][1]) for node in members}
-        ready = all(node.isReady() for node in members)
+        ready = all(node.isReady() and node.getStatus()["has_quorum"] for node in members)
         return leaders != {None} and len(leaders) == 1 and len(applied) == 1 and len(set(*applied)) == 1 and ready
 
     def settle(self) -> None:
