@@ -9,7 +9,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcmp, memcpy
 
 from fastsm.command cimport number_at
-from fastsm.core.view cimport BREATH, Pending, step_deadline, writes_key
+from fastsm.core.view cimport BREATH, step_deadline, writes_key
 from fastsm.disk.format cimport (
     CLOCK_SIZE, NO_DEADLINE, RECORD_CLOCK, RECORD_DELETE, RECORD_FORGET, RECORD_SESSION, SESSION_DEADLINE, record_key,
     record_key_size,
@@ -127,14 +127,12 @@ cdef class Expiring(Ranging):
     cdef bint is_due(self, bint sessions, uint64_t place) except -1:
         """Returns whether a deadline applied earlier is still current, and this chunk has not written its key."""
         cdef const uint8_t *record = self.arena + place
-        cdef Pending *slot
         if not self.index.counts(self.arena, place):
             return False
         self.check_readable(place)
-        slot = self.slot_of(
+        return self.latest_write(
             sessions, record_key(record), record_key_size(record),
-            (self.index.sessions if sessions else self.table).hash(record_key(record), record_key_size(record)))
-        return slot.chunk != self.chunk or slot.latest < 0
+            (self.index.sessions if sessions else self.table).hash(record_key(record), record_key_size(record))) < 0
 
     cdef int take_written(self) except -1:
         """Adds the deadlines written since the last tick to the heaps. The entries that wrote them have been judged."""
@@ -162,7 +160,7 @@ cdef class Expiring(Ranging):
         cdef const DueKey *first
         while heap.count and heap.items[0].deadline <= self.clock:
             first = &heap.items[0]
-            if self.slot_of(sessions, first.key, first.key_size, first.hashed).latest == first.write:
+            if self.latest_write(sessions, first.key, first.key_size, first.hashed) == first.write:
                 return first
             heap.drop_first()
         return NULL

@@ -7,11 +7,12 @@ range of applied keys that it has written is left out as a whole.
 from bisect import bisect_left
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int32_t
 from libc.string cimport memcmp
 
 from fastsm.command cimport DELETE_RANGE, Operation
 from fastsm.core.ordered cimport Ordered
-from fastsm.core.view cimport BREATH, Pending, Step
+from fastsm.core.view cimport BREATH, Step
 from fastsm.disk.format cimport RECORD_KEY, RECORD_PUT, record_key, record_key_size
 from fastsm.lookup.ranges cimport OrderedView
 
@@ -68,7 +69,7 @@ cdef class Ranging(PendingView):
                 count = view.take(places, room)
                 for i in range(count):
                     record = self.key_at(places[i])
-                    if self.used and self.has_written(
+                    if self.known and self.has_written(
                         record_key(record), record_key_size(record),
                         self.table.hash(record_key(record), record_key_size(record))
                     ):
@@ -112,7 +113,7 @@ cdef class Ranging(PendingView):
                 for i in range(count):
                     record = self.key_at(places[i])
                     hashed = self.table.hash(record_key(record), record_key_size(record))
-                    if self.used and self.has_written(record_key(record), record_key_size(record), hashed):
+                    if self.known and self.has_written(record_key(record), record_key_size(record), hashed):
                         passed += 1
                         continue  # either it comes from `written`, or the chunk deleted it
                     while next_written < len(written) and is_before(written[next_written], record):
@@ -173,31 +174,29 @@ cdef class Ranging(PendingView):
 
     cdef bint has_written(self, const uint8_t *key, size_t size, uint64_t hashed) noexcept nogil:
         """Returns whether this chunk has put or deleted a key, as of the last call of `know`."""
-        cdef Pending *slot = self.slot_of(False, key, size, hashed)
-        return slot.chunk == self.chunk and self.value_write(slot) >= 0
+        return self.value_write(self.latest_write(False, key, size, hashed)) >= 0
 
     cdef list written_between(self, bytes start, bytes end):
         """Returns the keys of a range that this chunk has put and that still exist, in order."""
         cdef list keys = []
-        cdef Pending *slot
+        cdef int32_t written
         cdef list gone = []
         cdef Py_ssize_t i, first, stop
         self.know()
-        if self.used == 0:
+        if self.known == 0:
             return keys
         self.keep_order()
         stop = len(self.in_order) if end is None else bisect_left(self.in_order, end)
         first = bisect_left(self.in_order, start)
         for i in range(first, stop):
             key = self.in_order[i]
-            slot = self.slot_of(
+            written = self.value_write(self.latest_write(
                 False, <const uint8_t *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key),
-                self.table.hash(<const uint8_t *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)))
-            if slot.chunk == self.chunk and self.value_write(slot) >= 0:
-                if self.writes[self.value_write(slot)].record == RECORD_PUT:
-                    keys.append(key)
-                    continue
-            gone.append(key)
+                self.table.hash(<const uint8_t *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))))
+            if written >= 0 and self.writes[written].record == RECORD_PUT:
+                keys.append(key)
+            else:
+                gone.append(key)
         self.looked_past += len(gone)
         if len(gone) >= FEW_PASSED:  # dropped, so that later ranges need not look at them
             self.in_order[first:stop] = keys

@@ -1,4 +1,5 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp
 
 from fastsm.command cimport Operation, number_at
 from fastsm.core.ordered cimport Ordered
@@ -17,7 +18,7 @@ ctypedef struct Step:
     uint64_t index        # of its entry
     uint64_t place        # where its record will be
     uint32_t entry        # the position of its entry in the chunk
-    int32_t shadowed      # of a write: the previous write of the same key in this chunk, or -1
+    int32_t next          # of a write: the previous write in the same slot, or -1
     int32_t base          # of a touch: the last put or delete of the same key before it in this chunk, or -1
     uint8_t record        # the operation of its record; 0: it makes no record
 
@@ -29,14 +30,10 @@ cdef inline uint64_t step_deadline(const Step *step) noexcept nogil:
     """Returns the deadline that a put, a delete or a touch gives its key."""
     return number_at(step.operation.key - DEADLINE_SIZE) if step.operation.timed else NO_DEADLINE
 
-ctypedef struct Pending:
-    # A key that this chunk has written, even if the write was taken back.
-    const uint8_t *key
-    uint64_t hashed
-    int32_t latest        # its last write, which may be a touch; -1: all were taken back
-    uint32_t chunk        # the chunk that took the slot; if it is an earlier one, the slot is empty
-    uint16_t key_size
-    uint8_t session       # the key is the id of a session, not a key of the state
+ctypedef struct Slot:
+    # The writes of this chunk whose keys have the same lowest bits in their hashes, the last one first.
+    int32_t latest        # -1: there are none, or all were taken back
+    uint32_t chunk        # the chunk that filled the slot; if it is an earlier one, the slot is empty
 
 ctypedef struct Found:
     # What a lookup finds under a key at this point of the chunk.
@@ -74,11 +71,10 @@ cdef class PendingView:
     cdef size_t count
     cdef size_t known            # writes before this one are entered in `slots`
     cdef size_t room
-    cdef Pending *slots          # the first slot_mask + 1 are in use, at most half of them filled
+    cdef Slot *slots             # the first slot_mask + 1 are in use, one or more for each known write
     cdef size_t slot_room
     cdef size_t slot_mask
     cdef uint32_t chunk          # a counter of chunks, which makes the slots of earlier chunks count as empty
-    cdef size_t used
     cdef list keys               # bytes objects that slots and writes point into, kept as long as the chunk
     cdef list values             # the same for values, except those that were taken back
     cdef Scratch scratch         # keys and values that were made here, without an object each
@@ -94,7 +90,6 @@ cdef class PendingView:
     cdef int write_session(
         self, uint64_t index, uint32_t entry, const SessionId *session, uint64_t sequence, uint64_t deadline,
         bytes result) except -1
-    cdef int32_t value_write(self, const Pending *slot) noexcept nogil
     cdef uint64_t deadline(self, const uint8_t *key, size_t size, uint64_t hashed) except? 0
     cdef uint64_t deadline_of(self, const Found *found) except? 0
     cdef int check_readable(self, uint64_t place) except -1
@@ -104,7 +99,6 @@ cdef class PendingView:
         Found *found
     ) except -1
     cdef int write(self, const Step *step) except -1
-    cdef int append(self, const Step *step) except -1
     cdef int append_removal(
         self, const Step *step, const uint8_t *key, size_t size, uint64_t hashed, uint8_t record=*) except -1
     cdef int know_more(self) except -1
@@ -121,4 +115,22 @@ cdef class PendingView:
     cdef void take_back(self, size_t mark) noexcept
     cdef int resize(self, size_t slots) except -1
     cdef void drop_slots(self) noexcept
-    cdef Pending *slot_of(self, bint session, const uint8_t *key, size_t size, uint64_t hashed) noexcept nogil
+
+    cdef inline int32_t latest_write(
+        self, bint session, const uint8_t *key, size_t size, uint64_t hashed
+    ) noexcept nogil:
+        """Returns the last known write of a key or of a session, which may be a touch; -1: there is none."""
+        cdef const Slot *slot = &self.slots[hashed & self.slot_mask]
+        cdef const Step *step
+        cdef int32_t found = slot.latest if slot.chunk == self.chunk else -1
+        while found >= 0:
+            step = &self.writes[found]
+            if step.hashed == hashed and step.operation.key_size == size and is_of_session(step.record) == session:
+                if memcmp(step.operation.key, key, size) == 0:
+                    break
+            found = step.next
+        return found
+
+    cdef inline int32_t value_write(self, int32_t write) noexcept nogil:
+        """Returns the last write of the same key, up to this one, that is not a touch, or -1."""
+        return self.writes[write].base if write >= 0 and self.writes[write].record == RECORD_TOUCH else write

@@ -1,14 +1,14 @@
 """The state as the commands of a chunk see it: the applied state, overlaid with what the chunk has written so far.
 
 A chunk has one such view, and everything that reads before it writes is judged over it: compare-and-swap, add, read,
-transactions, ranges, procedures. Writes are steps, in order; each refers to the previous write of its key, so that the
+transactions, ranges, procedures. Writes are steps, in order; each refers to the previous write in its slot, so that the
 writes of a refused entry can be taken back from the end. Nothing here changes the state.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcpy
 
 from fastsm.command cimport ABSENT
 from fastsm.disk.format cimport (
@@ -51,7 +51,7 @@ cdef class PendingView:
         self.arena = owner.arena
         self.readable = owner.readable
         self.clock = self.index.clock
-        self.count = self.known = self.used = 0
+        self.count = self.known = 0
         self.keys, self.values = [], []
         while slots < 2 * expected:
             slots *= 2
@@ -71,7 +71,7 @@ cdef class PendingView:
         self.slot_room = 0
 
     cdef void forget(self) noexcept:
-        self.count = self.known = self.used = 0
+        self.count = self.known = 0
         if self.slot_room > 2 * KEPT_STEPS:
             self.drop_slots()
         self.arena = NULL
@@ -84,32 +84,16 @@ cdef class PendingView:
             self.room = 0
 
     cdef int resize(self, size_t slots) except -1:
-        cdef Pending *old = self.slots
-        cdef size_t old_count = self.slot_mask + 1 if old != NULL else 0
-        cdef size_t i
-        self.slots = <Pending *>calloc(slots, sizeof(Pending))
-        if self.slots == NULL:
-            self.slots = old
-            raise MemoryError(f"no memory to judge a chunk that writes {slots // 2} keys")
+        """Replaces the slots by `slots` new ones, into which `know_more` enters all writes."""
+        cdef Slot *new = <Slot *>calloc(slots, sizeof(Slot))
+        if new == NULL:
+            raise MemoryError(f"no memory to judge a chunk that writes {slots} records")
+        free(self.slots)
+        self.slots = new
         self.slot_room = slots
         self.slot_mask = slots - 1
-        for i in range(old_count):
-            if old[i].chunk == self.chunk:
-                self.slot_of(old[i].session, old[i].key, old[i].key_size, old[i].hashed)[0] = old[i]
-        free(old)
+        self.known = 0
         return 0
-
-    cdef Pending *slot_of(self, bint session, const uint8_t *key, size_t size, uint64_t hashed) noexcept nogil:
-        """Returns the slot of a key or of a session, or the empty slot where it would go."""
-        cdef size_t i = hashed & self.slot_mask
-        cdef Pending *slot = &self.slots[i]
-        while slot.chunk == self.chunk:
-            if slot.hashed == hashed and slot.key_size == size and slot.session == session:
-                if memcmp(slot.key, key, size) == 0:
-                    break
-            i = (i + 1) & self.slot_mask
-            slot = &self.slots[i]
-        return slot
 
     # ---- look ------------------------------------------------------------------------------------------
 
@@ -131,19 +115,17 @@ cdef class PendingView:
     cdef int look_for(
         self, Table table, bint session, const uint8_t *key, size_t size, uint64_t hashed, Found *found
     ) except -1:
-        cdef Pending *slot
         cdef const Step *step
         cdef const uint8_t *record
         cdef uint64_t place
         cdef int32_t written
         self.know()
-        slot = self.slot_of(session, key, size, hashed)
-        written = self.value_write(slot) if slot.chunk == self.chunk else -1
+        found.latest = self.latest_write(session, key, size, hashed)
+        written = self.value_write(found.latest)
         found.value = NULL
         found.size = ABSENT
         found.index = 0
         found.entry = -1
-        found.latest = slot.latest if slot.chunk == self.chunk else -1
         found.place = 0
         if written >= 0:
             step = &self.writes[written]
@@ -161,12 +143,6 @@ cdef class PendingView:
             if place + RECORD_KEY + record_key_size(record) + <uint64_t>found.size > self.readable:
                 raise self.log.damage_at(place)
         return 0
-
-    cdef int32_t value_write(self, const Pending *slot) noexcept nogil:
-        """Returns the last write of a key that is not a touch, or -1."""
-        if slot.latest < 0 or self.writes[slot.latest].record != RECORD_TOUCH:
-            return slot.latest
-        return self.writes[slot.latest].base
 
     cdef int add(
         self, const uint8_t *key, size_t size, uint64_t hashed, int64_t delta, int64_t initial, int64_t *total,
@@ -218,14 +194,10 @@ cdef class PendingView:
     # ---- write -----------------------------------------------------------------------------------------
 
     cdef int write(self, const Step *step) except -1:
-        """Appends the write of a step, whose key and value the caller keeps in place."""
-        self.append(step)
-        return self.know()
+        """Appends the write of a step, whose key and value the caller keeps in place.
 
-    cdef int append(self, const Step *step) except -1:
-        """Appends the write of a step; `know` enters it into the slots before the next lookup.
-
-        So a range or a tick that removes a million keys fills a slot for each only if a later command looks keys up.
+        `know` enters it into the slots before the next lookup. So a range or a tick that removes a million keys fills
+        slots only if a later command looks keys up.
         """
         cdef Step *grown
         cdef size_t room
@@ -244,27 +216,22 @@ cdef class PendingView:
 
     cdef int know_more(self) except -1:
         """Enters each write since the last call into the slot of its key."""
-        cdef Pending *slot
+        cdef Slot *slot
         cdef Step *written
-        cdef bint session
+        cdef size_t slots = self.slot_mask + 1
+        while slots < self.count:
+            slots *= 2
+        if slots > self.slot_mask + 1:
+            self.resize(slots)
         while self.known < self.count:
             written = &self.writes[self.known]
             if writes_key(written.record):
-                session = is_of_session(written.record)
-                slot = self.slot_of(session, written.operation.key, written.operation.key_size, written.hashed)
-                if slot.chunk != self.chunk:
-                    if 2 * (self.used + 1) > self.slot_mask + 1:
-                        self.resize(2 * (self.slot_mask + 1))
-                        slot = self.slot_of(session, written.operation.key, written.operation.key_size, written.hashed)
-                    slot.chunk = self.chunk
-                    slot.session = session
-                    slot.key = written.operation.key
-                    slot.key_size = written.operation.key_size
-                    slot.hashed = written.hashed
-                    slot.latest = -1
-                    self.used += 1
-                written.shadowed = slot.latest
-                written.base = self.value_write(slot)
+                if written.record == RECORD_TOUCH:
+                    written.base = self.value_write(self.latest_write(
+                        False, written.operation.key, written.operation.key_size, written.hashed))
+                slot = &self.slots[written.hashed & self.slot_mask]
+                written.next = slot.latest if slot.chunk == self.chunk else -1
+                slot.chunk = self.chunk
                 slot.latest = <int32_t>self.known
             self.known += 1
         return 0
@@ -286,7 +253,7 @@ cdef class PendingView:
         removing.index = step.index
         removing.entry = step.entry
         removing.record = record
-        return self.append(&removing)
+        return self.write(&removing)
 
     cdef int breathe(self) except -1:
         """Lets signal handlers and other threads run; they cannot change the state: the writer's turn is taken."""
@@ -369,9 +336,7 @@ cdef class PendingView:
             self.count -= 1
             step = &self.writes[self.count]
             if writes_key(step.record):
-                self.slot_of(
-                    is_of_session(step.record), step.operation.key, step.operation.key_size, step.hashed,
-                ).latest = step.shadowed
+                self.slots[step.hashed & self.slot_mask].latest = step.next
         self.known = min(self.known, self.count)
 
 
