@@ -101,10 +101,11 @@ files to memory to the machine; each module imports only modules listed before i
         change_source       following frames without an index, for watches
         watching            how watches wait
         reader              Reader
-    memory_ids              the ids of entries in the model: terms, and which ids agree
-    memory_tx, memory_judging  the model: what an entry writes; the outcome of each entry
-    memory_waiting, memory_watch  callers that wait for an entry; the list of changes, from a place on
-    memory                  MemoryStateMachine
+    model/                  the same state machine on a dict, for tests and as a specification
+        ids                 the ids of entries: terms, and which ids agree
+        tx, judging         what an entry writes; the outcome of each entry
+        waiting, watch      callers that wait for an entry; the list of changes, from a place on
+        machine             MemoryStateMachine
     integrations            Raft libraries that run on fastsm; imported only when used
     tools/                  what people and the command line use
         demo_history, demo  the main use, with real input
@@ -190,7 +191,7 @@ from fastsm.errors import (
 from fastsm.generation.watch import Watch
 from fastsm.log_lines import EncodableLines as _EncodableLines
 from fastsm.machine import FastStateMachine
-from fastsm.memory import MemoryStateMachine
+from fastsm.model.machine import MemoryStateMachine
 from fastsm.procedures import Abort, procedure
 from fastsm.raft_log import RaftLog, RaftLogStats
 from fastsm.reading.reader import Reader, ReaderStats

@@ -9,8 +9,8 @@ import struct
 from typing import Any
 
 from fastsm import Answer, MemoryStateMachine
-from fastsm.memory_judging import Judge
-from fastsm.memory_tx import Refused, Tx, Written
+from fastsm.model.judging import Judge
+from fastsm.model.tx import Refused, Tx, Written
 from fastsm.snapshot.model import State
 from fastsm.types import (
     Add,

@@ -9,7 +9,7 @@ import contextlib
 from typing import Any
 
 from fastsm import MemoryStateMachine
-from fastsm.memory_waiting import Waiters
+from fastsm.model.waiting import Waiters
 from support.wrong_suites import collect
 
 found_by, suites = collect(beyond_the_trait=False)

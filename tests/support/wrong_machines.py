@@ -16,8 +16,8 @@ from fastsm import (
     OrderError,
     noop,
 )
-from fastsm.memory_judging import Judge
-from fastsm.memory_tx import Refused, Written
+from fastsm.model.judging import Judge
+from fastsm.model.tx import Refused, Written
 from fastsm.types import Batch, CompareAndSwap, Config, Delete, Put
 from support.wrong_suites import collect
 

@@ -9,7 +9,7 @@ import asyncio
 from typing import Any
 
 from fastsm import Change, CompactedError, MemoryStateMachine, NotRunningError
-from fastsm.memory_watch import MemoryWatch
+from fastsm.model.watch import MemoryWatch
 from support.wrong_suites import collect
 
 found_by, suites = collect(beyond_the_trait=True)

@@ -17,7 +17,7 @@ from fastsm.answers import (
     pack_session,
     unpack_result,
 )
-from fastsm.memory_tx import Refused, Tx, Written
+from fastsm.model.tx import Refused, Tx, Written
 from fastsm.procedures import check_calls, registry, run
 from fastsm.types import (
     Add,

@@ -18,11 +18,11 @@ from fastsm.errors import (
     SnapshotRangeError,
     StaleSnapshotError,
 )
-from fastsm.memory_ids import checked_id, fits, in_range, term_of
-from fastsm.memory_judging import MAY_BE_REFUSED, Judge
-from fastsm.memory_tx import Outcome, Written
-from fastsm.memory_waiting import Waiters
-from fastsm.memory_watch import History, MemoryWatch, Moment
+from fastsm.model.ids import checked_id, fits, in_range, term_of
+from fastsm.model.judging import MAY_BE_REFUSED, Judge
+from fastsm.model.tx import Outcome, Written
+from fastsm.model.waiting import Waiters
+from fastsm.model.watch import History, MemoryWatch, Moment
 from fastsm.snapshot.file import check_metadata, open_snapshot
 from fastsm.snapshot.model import CODECS, State, read_state, snapshot_bytes, write_file
 from fastsm.trait import StateMachine

@@ -17,7 +17,7 @@ from fastsm.types import Change, LogId, Position
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from fastsm.memory_tx import Outcome
+    from fastsm.model.tx import Outcome
 
 
 
