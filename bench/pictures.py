@@ -152,7 +152,7 @@ def stores(times: Times) -> Axes | None:
 PICTURES: dict[Picture, Callable[[Results, Scale], Axes | None]] = {
     Picture("latency.svg", "Reads while a snapshot is written",
             "How long a read takes while a snapshot of a million keys is written. The writer works without the "
-            "interpreter's lock, so the two still compete only for the processor's caches and the disk."): latency,
+            "interpreter's lock, so reader and writer compete only for the processor's caches and the disk."): latency,
     Picture("memory.svg", "Memory per key",
             "Memory per key, with 16-byte keys and 100-byte values. The records are in the mapped log, which the system "
             "may drop and read again; only table and terms are the process's own."): memory,
