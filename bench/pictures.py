@@ -151,11 +151,11 @@ def stores(times: Times) -> Axes | None:
 
 PICTURES: dict[Picture, Callable[[Results, Scale], Axes | None]] = {
     Picture("latency.svg", "Reads while a snapshot is written",
-            "How long a read takes while a snapshot of a million keys is written: the writer works without the "
-            "interpreter's lock, so what is left is the processor's caches and the disk."): latency,
-    Picture("memory.svg", "Memory a key",
-            "Memory a key, with 16-byte keys and 100-byte values. The records lie in the mapped log, which the system "
-            "may drop and read again; only table and terms are the process's own."): memory,
+            "How long a read takes while a snapshot of a million keys is written. The writer works without the "
+            "interpreter's lock, so reader and writer compete only for the processor's caches and the disk."): latency,
+    Picture("memory.svg", "Memory per key",
+            "Memory per key, with 16-byte keys and 100-byte values. The records are in the mapped log, which the "
+            "system may drop and read again; only table and terms are the process's own."): memory,
     Picture("rate.svg", "Rates over the size of the table", "Rates over the number of keys."): rate,
     Picture("reopening.svg", "Opening and snapshots over the size of the table",
             "Opening after a clean close, and snapshots, over the number of keys."): reopening,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from bench.targets import ROWS, verdict
 
 INTRODUCTION = """# Benchmarks
 
-![Time of common work of a dict, LMDB, SQLite and rocksdict, compared with fastsm](img/peers.svg)
+![Time that a dict, LMDB, SQLite and rocksdict take for common work, compared with fastsm](img/peers.svg)
 """
 
 READING = """
@@ -202,7 +203,7 @@ def write_report(paths: list[Path], docs: Path) -> int:
     costs, rest = Path(__file__).with_name("notes.md").read_text().split("<!-- pictures and rows -->\n")
     lines = [INTRODUCTION, READING.strip(), "", *summary_table(results), costs]
     for picture in pictures:
-        lines += ["", f"![{picture.title}](img/{picture.name})", "", picture.caption]
+        lines += ["", f"![{picture.title}](img/{picture.name})", "", textwrap.fill(picture.caption, 120)]
     lines += ["", *about_table(about), *target_table(results), *peer_table(results), *scale_table(scale), rest]
     (docs / "benchmarks.md").write_text("\n".join(lines).rstrip() + "\n")
     print(f"{docs / 'benchmarks.md'}: {len(results)} results, {len(pictures)} pictures")

@@ -91,7 +91,10 @@ class State(Status):
     def last_applied(self) -> LogId:
         """Returns the last applied entry, as a `LogId`; `LogId(0, 0)` when there is none."""
     def durable(self) -> LogId:
-        """Returns the last applied entry that would survive a power loss now. It never falls."""
+        """Returns the last applied entry that would survive a power loss now.
+
+        It falls only with a reset, or with the installation of an older snapshot.
+        """
     def membership(self) -> tuple[LogId, bytes] | None:
         """Returns the newest `config` as `(LogId, bytes)`, or None."""
     def snapshot_metadata(self) -> SnapshotMetadata | None:

@@ -294,7 +294,10 @@ cdef class State(Status):
         return LogId(self.applied_index, self.applied_term)
 
     def durable(self):
-        """Returns the last applied entry that would survive a power loss now. It never falls."""
+        """Returns the last applied entry that would survive a power loss now.
+
+        It falls only with a reset, or with the installation of an older snapshot.
+        """
         self._require(stopped_is_fine=True)
         return LogId(self.durable_index, self.durable_term)
 
