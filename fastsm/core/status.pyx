@@ -18,7 +18,7 @@ REASONS = {
 
 
 cdef class Status:
-    """Whether the machine runs, and which state it has; those who wait learn of both when either ends.
+    """Whether the machine runs, and which state it has; waiting callers are told when either ends.
 
     Thread safety: every method, from any thread.
     """
@@ -59,7 +59,7 @@ cdef class Status:
         self.gate = self.status if self.status or not self.calling else CALLING
 
     cdef int refuse(self) except -1:
-        """Raises the reason why the caller may not go on; returns if only a running procedure's thread may not."""
+        """Raises the reason why the caller may not go on; returns if only the thread of a procedure may not."""
         if self.calling and self.calling == PyThread_get_thread_ident():
             raise ProcedureError(
                 "a procedure called the state machine that runs it: it may read and write only through its tx")
