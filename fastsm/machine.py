@@ -407,7 +407,7 @@ class FastStateMachine(Engine, StateMachine):
     def update_last_applied(self, log_id: LogId | tuple[int, int]) -> None:
         """Moves last applied forward, for an entry without a command (or one that the host skips).
 
-        Recorded by the next frame that is written, and durable after the next :meth:`flush`. Does nothing if ``log_id``
+        The change is recorded by the next frame, and durable after the next :meth:`flush`. Does nothing if ``log_id``
         equals last applied. Raises ``OrderError`` if ``log_id`` has a lower index or term than last applied, or another
         term at the same index.
         """

@@ -317,7 +317,7 @@ class MemoryStateMachine(StateMachine):
         self.flush()
 
     def durable(self) -> LogId:
-        """Returns the last applied entry at the last flush."""
+        """Returns the entry that was the last applied one at the last flush."""
         self._require_open()
         return self._durable
 

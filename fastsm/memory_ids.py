@@ -13,7 +13,7 @@ from fastsm.types import LogId
 
 
 def checked_id(log_id: Sequence[Any]) -> LogId:
-    """Returns an id of two numbers that an entry can have."""
+    """Converts two numbers to an id; ``OrderError`` if no entry can have it."""
     index, term = operator.index(log_id[0]), operator.index(log_id[1])
     return LogId(index_of(index), index_of(term, "term"))
 

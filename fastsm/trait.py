@@ -31,7 +31,7 @@ class StateMachine(ABC):
 
     @abstractmethod
     def is_running(self) -> bool:
-        """Returns True from construction until :meth:`stop`, and again after :meth:`start`."""
+        """Returns True from construction, or :meth:`start`, until :meth:`stop`."""
 
     @abstractmethod
     def get(self, key: Any, /) -> bytes | None:
@@ -50,7 +50,8 @@ class StateMachine(ABC):
         """Applies committed entries, all or none; returns one result for each.
 
         True: it took effect. False: a compare-and-swap or a batch did not match. None: it was applied before, and is
-        skipped. Raises ``OrderError`` or ``CommandError``; then nothing was applied.
+        skipped. An ``Answer``: its command has one. Raises ``OrderError`` or ``CommandError``; then nothing was
+        applied.
         """
 
     @abstractmethod

@@ -429,5 +429,5 @@ class Stats:
         return "\n".join(f"{label:12}  {text}" for label, text in rows.items())
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the same as a flat dict of numbers, as metrics libraries expect."""
+        """Returns these figures as a flat dict of numbers, as metrics libraries expect."""
         return flattened(self)

@@ -51,7 +51,7 @@ cdef class Status:
         return self.status == FORKED
 
     def is_running(self):
-        """Returns True from construction until `stop` or `close`; False in a forked child."""
+        """Returns True from construction, or `start`, until `stop` or `close`; False in a forked child."""
         return self.status == RUNNING or (self.status == CORRUPT and self.ran)
 
     cdef void set_gate(self) noexcept:
