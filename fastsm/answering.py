@@ -79,7 +79,7 @@ def delete_prefix(prefix: Buffer) -> bytes:
 
 
 def touch(key: Buffer, expires: SupportsIndex | None) -> bytes:
-    """Returns the command that changes only the deadline of a key, or removes it (``expires=None``).
+    """Returns the command that changes only the deadline of a key, or removes the deadline (``expires=None``).
 
     ``expires`` is as in :func:`fastsm.put`. The result is True, or False if the key is absent. Neither the value nor
     ``modified`` nor the order of ``items()`` changes, and the value is not written again.

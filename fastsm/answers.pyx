@@ -42,7 +42,7 @@ cdef enum:
 
 
 cdef object answer(object ok, object value, object reason):
-    """Makes an `Answer` ten times as fast as Python code does. Only lists need garbage collection."""
+    """Returns an `Answer`, made ten times as fast as by Python code. Only lists need garbage collection."""
     cdef object made = tracked(ANSWER, 3) if type(value) is list else named(ANSWER, 3)
     set_field(made, 0, ok)
     set_field(made, 1, value)
@@ -61,7 +61,7 @@ class BadAnswerError(ValueError):
 
 
 def checked_value(value):
-    """Returns a copy of a value for an answer, whose lists are not shared. Raises `BadAnswerError`.
+    """Returns a checked copy of a value for an answer; its lists are copies too. Raises `BadAnswerError`.
 
     Allows None, bools, 64-bit ints, bytes, and lists of these, of exactly these types: others could behave in any way.
     """
@@ -73,7 +73,7 @@ def checked_value(value):
 
 
 def checked_values(values):
-    """Checks the members of a list for an answer: `BadAnswerError` at the first that makes it too large."""
+    """Returns checked copies of a list's members. `BadAnswerError` at the first that makes the list too large."""
     cdef uint64_t room = SIZE_LIMIT - HEAD
     cdef uint64_t size
     cdef list members = []
@@ -87,11 +87,11 @@ def checked_values(values):
 
 
 cdef object too_large():
-    return BadAnswerError(f"an answer of more than {MAX_ANSWER_SIZE} bytes", too_large=True)
+    return BadAnswerError(f"an answer of more than the limit of {MAX_ANSWER_SIZE} bytes", too_large=True)
 
 
 cdef object copy_value(object value, int depth, uint64_t room, uint64_t *size):
-    """Returns a copy of a value, and adds its size to `size`, in bytes. Stops in a list once that exceeds `room`."""
+    """Returns a copy of a value, and adds its size to `size`, in bytes. Raises in a list once `size` exceeds `room`."""
     cdef list members
     cdef Py_ssize_t i = 0
     kind = type(value)
@@ -100,7 +100,8 @@ cdef object copy_value(object value, int depth, uint64_t room, uint64_t *size):
         return value
     if kind is int:
         if not -(1 << 63) <= value < 1 << 63:
-            raise BadAnswerError(f"{value.bit_length()} bits in an int: an answer takes 64, with the sign")
+            raise BadAnswerError(
+                f"expected an int from -2**63 to 2**63 - 1 in an answer, found one of {value.bit_length()} bits")
         size[0] += NUMBER
         return value
     if kind is bytes:
@@ -109,7 +110,7 @@ cdef object copy_value(object value, int depth, uint64_t room, uint64_t *size):
     if kind is not list:
         raise BadAnswerError(f"expected None, a bool, an int, bytes or a list of these, found {kind.__name__}")
     if depth == DEPTH_LIMIT:
-        raise BadAnswerError(f"lists in an answer are at most {MAX_ANSWER_DEPTH} deep")
+        raise BadAnswerError(f"expected lists at most {MAX_ANSWER_DEPTH} deep in an answer, found deeper ones")
     members = []
     size[0] += HEAD
     while i < PyList_GET_SIZE(value):  # the length as it is now: another thread may change the list
@@ -218,7 +219,7 @@ def unpack_result(bytes data):
 
 
 cdef object unpack_value(const uint8_t **at):
-    """Returns the value at `at`, which moves to its end."""
+    """Returns the value at `at`, and moves `at` to the value's end."""
     cdef const uint8_t *p = at[0]
     cdef uint32_t count
     cdef int64_t number

@@ -25,7 +25,7 @@ cdef class BackgroundCall:
     """Runs `function()` on a new thread; raises `RuntimeError` if none can be started.
 
     `threading.Thread.start` waits forever for a thread that died for lack of memory (CPython before 3.15). A thread
-    started here needs no Python frame before its end is certain to be reported.
+    started here runs compiled code, without a Python frame, until its end is certain to be reported.
 
     While an interpreter is ending, no other thread runs: no new threads are started, and existing ones are not waited
     for.
@@ -51,7 +51,7 @@ cdef class BackgroundCall:
 
     cdef int begin(self) except -1:
         if sys.is_finalizing():
-            raise RuntimeError("the interpreter ends")  # the same message as CPython's since 3.12
+            raise RuntimeError("can't create new thread at interpreter shutdown")  # the message as CPython's since 3.12
         try:
             self.thread = start_new_thread(self if self.keeper is None else self.keeper, ())
         except BaseException:
@@ -71,13 +71,13 @@ cdef class BackgroundCall:
             self.ending = True
             if self.interrupted:
                 take_interruption()
-            # No other thread runs until the release: a caller that sees the end can hand over the next call at once.
+            # No other thread runs until the release, so whoever sees the end can hand over the next call.
             if self.keeper is not None:
                 self.keeper.call = None
             self.over.release()
 
     def wait(self, timeout=-1):
-        """Returns whether it is over, after at most `timeout` seconds (-1: no limit). Raises the call's error, once."""
+        """Returns whether the call is over, after at most `timeout` seconds (-1: no limit). Raises its error, once."""
         if self.process != getpid() or (sys.is_finalizing() and self.over.locked()):
             return True
         if not self.over.acquire(True, timeout):
@@ -119,7 +119,7 @@ cdef int take_interruption() except -1:
     """
     try:
         python_step()
-    except BaseException:  # also without memory, or if a profile function raises: the call's end must still be told
+    except BaseException:  # also without memory, or if a profile function raises: the call's end must still be reported
         pass
     return 0
 
@@ -132,7 +132,7 @@ cdef class KeptThread:
     Thread safety: calls are handed over by the main thread alone.
     """
     cdef BackgroundCall call    # under way, or handed over; None: the thread is idle
-    cdef object wakes           # locked, but between the hand-over of a call and its beginning
+    cdef object wakes           # locked, except between the hand-over of a call and its start
     cdef unsigned long thread
     cdef int process
     cdef bint ends
@@ -265,11 +265,11 @@ cdef class Outcome:
 
 
 def undisturbed(function, interrupt=None, bint needs_thread=True, bint often=False):
-    """Returns what `function()` returns. No signal handler interrupts it: in the main thread, it gets another thread.
+    """Returns what `function()` returns. No signal handler interrupts it: on the main thread, another thread runs it.
 
-    So it does on a kept thread, which an exception of a handler interrupts. Handlers run during this call instead. What
-    the first one raises is raised at the end, in place of the function's own outcome; `interrupt(call)` is called
-    immediately. Without `needs_thread`, the function runs here if no thread can be had; with it, that is a
+    The same is done on a kept thread, which a handler's exception could interrupt. Handlers run while this call waits.
+    What the first one raises is raised at the end, in place of the function's own outcome; `interrupt(call)` is called
+    as soon as it was raised. Without `needs_thread`, the function runs here if no thread can be had; with it, that is a
     `StorageError`, and nothing is done. `often` keeps the thread for the next such call.
     An interpreter that is ending runs no handlers.
     """
@@ -300,7 +300,7 @@ def undisturbed(function, interrupt=None, bint needs_thread=True, bint often=Fal
                     pass
             if not call.over.locked():
                 break
-            with nogil:  # without memory, every wait may fail at once
+            with nogil:  # without memory, every wait may fail immediately
                 pass
     error, outcome.error = outcome.error, None
     if not call.is_of_this_process():

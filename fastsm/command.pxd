@@ -22,7 +22,7 @@ cdef enum:
     SWAP_UNTIL = 16
     TOUCH = 17
     TICK = 18
-    LAST_KIND = TICK       # the last kind that this release knows
+    LAST_KIND = TICK       # the last kind that this release supports
     VALUE_IS = 128         # from here on: conditions of a transaction
     EXISTS = 129
     MODIFIED_AT = 130
@@ -45,13 +45,13 @@ cdef size_t COMMAND_LIMIT
 cdef uint64_t NO_DEADLINE     # stands for "no deadline"
 
 ctypedef struct Operation:
-    # One decoded operation. The pointers lead into the command's own bytes. Any numbers of the kind (see `number_at`)
+    # One decoded operation. The pointers point into the command's own bytes. Any numbers of the kind (see `number_at`)
     # are right before its key.
     const uint8_t *key
     const uint8_t *value
     const uint8_t *expected
     uint32_t value_size      # ABSENT: remove the key
-    uint32_t expected_size   # ABSENT: the key must not be there
+    uint32_t expected_size   # ABSENT: the key must be absent
     uint16_t key_size
     uint8_t kind
     uint8_t timed            # a deadline is right before the key
@@ -71,7 +71,7 @@ ctypedef struct Reader:
 cdef inline bint is_put(const uint8_t *data, size_t size, Operation *operation) noexcept nogil:
     """Decodes a command if it is a put, with or without a deadline, that is complete and within the limits.
 
-    Returns whether it is, as most commands are. All others, and all errors, are left to `open_command`.
+    Returns whether it is one; most commands are. All others, and all errors, are left to `open_command`.
     """
     cdef uint64_t head, key_size, value_size
     cdef uint64_t taken = HEADER_SIZE

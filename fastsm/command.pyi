@@ -47,7 +47,7 @@ def compare_and_swap(
     with `value=None` it is a `CommandError`.
     """
 def noop() -> bytes:
-    """Returns the command that changes nothing: a new leader's first entry."""
+    """Returns the command that changes nothing, for example for a new leader's first entry."""
 def config(data: Buffer) -> bytes:
     """Returns the command that records opaque cluster membership; see `FastStateMachine.membership`."""
 def batch(commands: Iterable[Buffer]) -> bytes:
@@ -86,7 +86,7 @@ def decode(
     Put(key=b'color', value=b'blue')
     """
 def check(command: Buffer) -> None:
-    """Raises what `apply` would raise for this command; for a proposer, before it proposes the command. O(size)."""
+    """Raises what `apply` would raise for this command, so a proposer can call it before proposing. O(size)."""
 
 class Field:
     def __new__(cls, source: Buffer, name: str, limit: int) -> Self: ...

@@ -5,8 +5,8 @@
     PUT     | version| kind=1| key size | value size | key | value |
             +--------+-------+----------+------------+-----+-------+
 
-All integers are little-endian; docs/format.md has the other kinds. Decoding allocates no memory, and trusts nothing:
-each size is checked against the remaining bytes before it is used.
+All integers are little-endian; docs/format.md has the other kinds. Decoding allocates no memory, and checks each size
+against the remaining bytes before it uses it.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -85,7 +85,7 @@ cdef int open_command(Reader *reader, const uint8_t *data, size_t size) noexcept
 
 
 cdef int open_compound(Reader *reader) noexcept nogil:
-    """`open_command` for kinds that may contain others. A command may contain one other (`once`), or a list."""
+    """Continues `open_command` for kinds that may contain other commands: one (`once`), or a list."""
     cdef const uint8_t *data = reader.data
     cdef size_t size = reader.size
     cdef uint64_t members
@@ -298,11 +298,11 @@ cdef object command_error(int code, const Reader *reader, object index):
     if code == UNKNOWN_VERSION:
         return UnknownCommandError(
             f"{where}: not made by fastsm's commands (put, delete and so on), or by those of a newer release: "
-            f"version {version}, this release knows version {VERSION}; "
+            f"version {version}, this release supports version {VERSION}; "
             "if there is a newer release, upgrade this replica before it continues", index=index)
     if code == UNKNOWN_KIND:
         return UnknownCommandError(
-            f"{where}: kind {kind}, this release knows kinds {PUT} to {LAST_KIND}; "
+            f"{where}: kind {kind}, this release supports kinds {PUT} to {LAST_KIND}; "
             "upgrade this replica before it continues", index=index)
     reasons = {
         TOO_SHORT: "it ends before the sizes in its header say",
@@ -316,7 +316,7 @@ cdef object command_error(int code, const Reader *reader, object index):
         NOTHING_TO_EXPIRE: "a compare-and-swap that removes the key has a deadline",
     }
     return CommandError(
-        f"{where}: {reasons[code]}; make commands with fastsm.put and its siblings", index=index)
+        f"{where}: {reasons[code]}; make commands with fastsm.put and similar functions", index=index)
 
 
 cdef object describe(const Operation *operation):
@@ -424,7 +424,7 @@ def decode(command):
 
 
 def check(command):
-    """Raises what `apply` would raise for this command; for a proposer, before it proposes the command. O(size)."""
+    """Raises what `apply` would raise for this command, so a proposer can call it before proposing. O(size)."""
     walk(command, False)
 
 
@@ -453,7 +453,7 @@ cdef class Field:
 
 
 cdef bytes encode(uint8_t kind, key, value, expires=None):
-    """Returns a command of key and value; with a deadline, of the kind that has one."""
+    """Returns a command made of a key and a value; if `expires` is given, of the kind with a deadline."""
     cdef Field key_field = Field(key, "key", KEY_LIMIT)
     cdef Field value_field = Field(value, "value", VALUE_LIMIT)
     cdef size_t extra = 0 if expires is None else 8
@@ -539,7 +539,7 @@ def compare_and_swap(key, expected, value, *, expires=None):
 
 
 def noop():
-    """Returns the command that changes nothing: a new leader's first entry."""
+    """Returns the command that changes nothing, for example for a new leader's first entry."""
     return encode(NOOP, b"", b"")
 
 

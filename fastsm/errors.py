@@ -22,14 +22,14 @@ class NotRunningError(FastsmError):
 
 
 class ReentryError(FastsmError, RuntimeError):
-    """A signal handler, a finalizer or a callback wrote while its own thread was in the middle of a write.
+    """A signal handler, a finalizer or a callback tried to write while its own thread was in the middle of a write.
 
     Nothing was changed. Only :meth:`FastStateMachine.close` is never refused.
     """
 
 
 class ReadOnlyError(FastsmError):
-    """A write to a state machine that was opened with ``read_only=True``."""
+    """A write was attempted on a state machine that was opened with ``read_only=True``."""
 
 
 class LockedError(FastsmError):
@@ -45,9 +45,10 @@ class LockedError(FastsmError):
         if pid == os.getpid():
             holder = "this process: close the object that has it open first"
         elif pid is None:
-            holder = "another process, whose id is not in the lock file"
+            holder = "another process, whose id is not in the lock file: close it there, or pass a lock_timeout to wait"
         else:
-            holder = f"process {pid}" + (f" (since {since})" if since else "")
+            held = f" (since {since})" if since else ""
+            holder = f"process {pid}{held}: close it there, or pass a lock_timeout to wait"
         super().__init__(f"{path}: already open, by {holder}")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -74,11 +75,11 @@ class CommandError(FastsmError, ValueError):
 
 
 class UnknownCommandError(CommandError):
-    """A command of a kind or version that this release does not know."""
+    """A command has a kind or version that this release does not support."""
 
 
 class ProcedureError(FastsmError):
-    """A procedure could not run, for a reason that only this replica has, or it used something that it must not use.
+    """A procedure could not run for a reason specific to this replica, or it used something that it must not use.
 
     ``index`` names the entry and ``name`` the procedure, if known; the cause is the original exception. Nothing of the
     chunk was applied.
@@ -91,7 +92,7 @@ class ProcedureError(FastsmError):
 
 
 class CompactedError(FastsmError):
-    """What was asked for no longer exists: it was compacted. ``oldest`` is the first index that still exists."""
+    """What was requested no longer exists: it was compacted. ``oldest`` is the first index that still exists."""
 
     def __init__(self, message: str, *, oldest: int = 0) -> None:
         self.oldest = oldest
@@ -99,10 +100,10 @@ class CompactedError(FastsmError):
 
 
 class ClockJumpError(FastsmError):
-    """A tick that :class:`fastsm.Clock` does not propose: it would move the clock of the state machine too far.
+    """:class:`fastsm.Clock` refused to propose a tick that would move the clock of the state machine too far.
 
-    ``now`` is this host's time, ``clock`` that of the state machine, ``deadline`` the earliest one, ``max_jump_ms`` the
-    largest leap allowed; all in milliseconds.
+    ``now`` is this host's time, ``clock`` that of the state machine, ``deadline`` the earliest deadline,
+    ``max_jump_ms`` the largest jump allowed; all in milliseconds.
     """
 
     def __init__(self, now: int, clock: int, deadline: int, max_jump_ms: int) -> None:
@@ -123,7 +124,7 @@ class ClockJumpError(FastsmError):
 
 
 class CorruptionError(FastsmError):
-    """Stored bytes are not those that were written. Nothing was cut, and nothing is guessed.
+    """Stored bytes are not those that were written. Nothing was cut or repaired.
 
     ``path`` and ``offset`` say where (offset None: the file as a whole), ``expected`` and ``found`` what.
     """
@@ -192,7 +193,7 @@ class StaleSnapshotError(SnapshotError):
     """The snapshot is older than the existing one, or than the state.
 
     When installing: older than what is applied already; ``allow_older=True`` installs it anyway. When writing or
-    receiving: a newer snapshot was named ``snapshot.fsm`` in the same directory in the meantime, and stays.
+    receiving: a newer snapshot was put in place as ``snapshot.fsm`` in the meantime, and stays.
     """
 
 

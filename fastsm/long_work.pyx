@@ -17,7 +17,7 @@ SHORT_BYTES = 8 << 20     # less is done directly: a few milliseconds
 
 
 class Stopped(Exception):
-    """The caller of this work wants it to end. Never leaves this module."""
+    """The caller of this work has told it to end. Never leaves this module."""
 
 
 def no_tick(done=0):
@@ -69,7 +69,7 @@ cdef class Aside:
         self.over = True
 
     def wait(self, call, tick):
-        """Waits for the end; returns what the work returned, or raises what it raised, or what ended it."""
+        """Waits for the end; returns what the work returned, or raises what it raised or what has ended it early."""
         interruption = None
         while True:
             try:
@@ -82,7 +82,7 @@ cdef class Aside:
                 self.work.stopped = True
                 if interruption is None:
                     interruption = error
-                with nogil:  # without memory, every wait may fail at once
+                with nogil:  # without memory, every wait may fail immediately
                     pass
         error, self.error = self.error, None
         if interruption is not None:

@@ -49,15 +49,17 @@ class FastStateMachine(Engine, StateMachine):
       for hosts that hand over only some entries.
     - ``sync``: ``"flush"``: durable after :meth:`flush`; ``"apply"``: durable when :meth:`apply` returns.
     - ``verify_on_open``: ``"full"`` checks every byte before returning; ``"background"`` checks headers, table and
-      terms, and the rest on a thread, concurrently with other calls: until ``stats().verified``, a value is only as
-      good as the disk, and damage makes the next call a ``CorruptionError``; ``"off"`` leaves that to :meth:`verify`.
+      terms, and the rest on a thread, concurrently with other calls: until ``stats().verified`` is True, a read may
+      return a value that was damaged on disk, and the next call after damage is found raises ``CorruptionError``;
+      ``"off"`` leaves the check to :meth:`verify`.
       After an unclean end, everything after the last known sync is always checked.
-    - ``expect_applied``: the last entry that the embedder knows was durable here. If recovery finds less, or another
-      known term there, that is a ``CorruptionError``, raised before anything is cut.
+    - ``expect_applied``: the last entry that the embedder knows was durable here. If recovery finds less, or
+      that entry with another term, that is a ``CorruptionError``, raised before anything is cut.
     - ``read_only``: for tools. Takes no lock, writes nothing, and is safe next to a running owner; shows the state as
-      of the call. Writes raise ``ReadOnlyError``. A snapshot may be written elsewhere, and is then not recorded here.
-    - ``retain_entries``, ``retain_bytes``: snapshots can be taken as of this many entries back, or as many as take this
-      many bytes of log, whichever is less: automatic compaction goes no further. ``stats().base`` is the oldest.
+      of its opening. Writes raise ``ReadOnlyError``. A snapshot may be written to another directory; this one does not
+      record it.
+    - ``retain_entries``, ``retain_bytes``: compaction keeps, by default, this many entries or this many bytes of
+      log, whichever is less, so that snapshots can be taken as of any of these entries. ``stats().base`` is the oldest.
     - ``auto_compact``: compacts automatically when the dead bytes exceed both ``compact_ratio`` times the live bytes
       and ``compact_floor`` bytes.
     - ``lock_timeout``: seconds to wait for another process that has the directory open, before ``LockedError``.
@@ -171,13 +173,13 @@ class FastStateMachine(Engine, StateMachine):
     def open_async(cls, directory: str | os.PathLike[str], **options: Any) -> Opening[Self]:
         """Opens a machine off the event loop: ``await open_async(…)``, or ``async with open_async(…) as machine``.
 
-        Takes the arguments of the constructor. Nothing is opened before it is awaited or entered. The context also
-        closes the machine off the event loop.
+        Takes the arguments of the constructor. Nothing is opened before the result is awaited or entered. As a
+        context manager, it also closes the machine off the event loop.
         """
         return Opening(lambda: cls(directory, **options))
 
     def _take(self, opened: current.Generation, contiguous: bool, sync_on_apply: bool) -> None:
-        """Makes what was recovered the state."""
+        """Makes the recovered generation the state."""
         commit = GroupCommit(opened.log, self._turns)
         self._attach(opened.log, opened.index, commit, opened.durable, contiguous, sync_on_apply)
         self._set_verified(opened.verified)
@@ -215,7 +217,8 @@ class FastStateMachine(Engine, StateMachine):
 
         A signal handler, a finalizer or a callback may call it at any time. If its own thread is in the middle of a
         write or a sync of this machine, that completes first, and then the machine is closed; an error of that close is
-        raised by the next one. An interrupted call that is waiting for its turn gets a ``NotRunningError``.
+        raised by the next call of ``close``. An interrupted call that is waiting for its turn gets a
+        ``NotRunningError``.
         """
         self._refuse_procedure()
         if self._closed():
@@ -237,7 +240,7 @@ class FastStateMachine(Engine, StateMachine):
                     undisturbed(self._turns.lent(self._end), needs_thread=False)
 
     def _end(self) -> None:
-        """In the writer's turn: takes the last steps of a close, which no signal handler interrupts."""
+        """Takes the last steps of a close, in the writer's turn; no signal handler interrupts them."""
         self._verifying.stop()
         try:
             if not self._corrupt():
@@ -249,16 +252,20 @@ class FastStateMachine(Engine, StateMachine):
             self._watching.close()
 
     async def close_async(self) -> None:
-        """:meth:`close`, off the event loop. Once begun it completes, even if the wait for it is cancelled."""
+        """Runs :meth:`close` off the event loop. Once begun, it completes even if the wait is cancelled."""
         self._refuse_procedure()  # otherwise the other thread would wait for the chunk that this procedure belongs to
         await close_off_loop(self)
 
     def _close_late(self) -> None:
-        """Closes after the interrupted calls it had to wait for. They keep their outcome; its error is raised later."""
+        """Closes the machine, after the interrupted calls that it had to wait for; their results do not change.
+
+        An error of the close is raised by the next call of :meth:`close`.
+        """
         try:
             self.close()
         except StorageError as error:
-            logger.exception("%s: closed after the call below it, with an error that the next close raises", self.path)
+            logger.exception(
+                "%s: closed after the interrupted call, with an error that the next close raises", self.path)
             self._late_error = error
 
     def _release(self) -> None:
@@ -303,16 +310,19 @@ class FastStateMachine(Engine, StateMachine):
     # ---- apply and flush -------------------------------------------------------------------------------
 
     def check(self, command: bytes) -> None:
-        """Raises what :meth:`apply` would raise for this command: like ``fastsm.check``, and for unknown procedures."""
+        """Raises what :meth:`apply` would raise for this command, as ``fastsm.check`` does.
+
+        Also raises ``UnknownCommandError`` for a procedure that this machine does not have.
+        """
         self._require()
         check_calls(command, self._procedures())
 
     async def apply_chunk(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[Result]:
-        """:meth:`apply` for coroutines: in the order in which tasks start, and off the event loop.
+        """Does the same as :meth:`apply`, for coroutines: in the order in which tasks start, and off the event loop.
 
-        A small chunk is applied immediately if nothing is queued. A cancelled call is dropped if it has not begun,
-        otherwise it completes; ``last_applied()`` tells. After a chunk has failed, chunks queued after it fail with
-        ``OrderError`` (whose cause is that failure) until the caller of the failed one has seen it.
+        A small chunk is applied immediately, on the event loop, if nothing is queued. A cancelled call is dropped if it
+        has not begun, otherwise it completes; ``last_applied()`` tells which. After a chunk has failed, chunks queued
+        after it fail with ``OrderError`` (whose cause is that failure) until the caller of the failed one has seen it.
         """
         self._require()  # a forked child has no worker thread
         room = room_if_small(chunk) if self._worker.idle else None
@@ -332,13 +342,13 @@ class FastStateMachine(Engine, StateMachine):
         self._flush_to(self._mark(False))
 
     async def flush_async(self) -> None:
-        """:meth:`flush`, without blocking the event loop; what it covers is determined when the task starts."""
+        """Runs :meth:`flush` without blocking the event loop; what it covers is determined when the task starts."""
         self._require(True)
         mark = None if self._has_unwritten(False) else self._position()
         await self._waiters.flush(self._flush_to, mark)
 
     def _flush_to(self, mark: tuple[Any, int, LogId] | None) -> None:
-        """Makes durable what was applied when the mark was taken; None: now."""
+        """Makes durable what was applied when the mark was taken; None: what is applied now."""
         if mark is None:
             self._require(True)
             mark = self._mark(False)
@@ -348,7 +358,7 @@ class FastStateMachine(Engine, StateMachine):
     def _end_suspicion(self) -> None:
         """Records that a first sync has made durable what an unclean end had left.
 
-        In a signal handler on top of a write of its own thread, that is left to the next flush.
+        In a signal handler that has interrupted a write of its own thread, that is left to the next flush.
         """
         held = None
         with suppress(ReentryError), self._turns:
@@ -370,7 +380,10 @@ class FastStateMachine(Engine, StateMachine):
         wait_applied(self, index, timeout)
 
     async def wait_applied_async(self, index: int) -> None:
-        """:meth:`wait_applied` for any number of coroutines; use ``asyncio.wait_for`` for a time limit."""
+        """Does the same as :meth:`wait_applied`, for any number of coroutines.
+
+        Use ``asyncio.wait_for`` for a time limit.
+        """
         await self._applied.wait(self, index)
 
     def watch(
@@ -379,9 +392,9 @@ class FastStateMachine(Engine, StateMachine):
         """Returns the changes of all keys with ``prefix``, as they are applied, starting at a place in the log.
 
         Every put and every delete is a ``Change``, even of an absent key, in the order in which they took effect,
-        without gaps or duplicates. ``start``: a :class:`Position` at which to continue, or the index of an entry, which
-        may be a future one, with whose first change to begin; by default, what is applied after this call. ``durable``:
-        returns only what would survive a power loss.
+        without gaps or duplicates. ``start``: a :class:`Position` at which to continue, or the index of the entry to
+        begin with, which may be a future one; by default, the watch begins with what is applied after this call.
+        ``durable``: returns only what would survive a power loss.
 
         A watch is a place in the log: it costs ``apply`` nothing, and delays nothing. Raises ``CompactedError`` if
         entries from ``start`` on are gone. O(1) without a start, otherwise O(chunks in the log), without the GIL.
@@ -394,7 +407,7 @@ class FastStateMachine(Engine, StateMachine):
     def update_last_applied(self, log_id: LogId | tuple[int, int]) -> None:
         """Moves last applied forward, for an entry without a command (or one that the host skips).
 
-        Recorded by the next frame that is written, and durable after the next :meth:`flush`. Does nothing if ``log_id``
+        The change is recorded by the next frame, and durable after the next :meth:`flush`. Does nothing if ``log_id``
         equals last applied. Raises ``OrderError`` if ``log_id`` has a lower index or term than last applied, or another
         term at the same index.
         """
@@ -405,7 +418,7 @@ class FastStateMachine(Engine, StateMachine):
             self._note_applied(log_id)
 
     def persist_last_applied(self, log_id: LogId | tuple[int, int]) -> None:
-        """:meth:`update_last_applied`, durable on return."""
+        """Calls :meth:`update_last_applied`, then :meth:`flush`: durable on return."""
         self.update_last_applied(log_id)
         self.flush()
 
@@ -418,7 +431,7 @@ class FastStateMachine(Engine, StateMachine):
             self._note_metadata(metadata)
 
     def persist_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
-        """:meth:`update_last_snapshot_metadata`, durable on return."""
+        """Calls :meth:`update_last_snapshot_metadata`, then :meth:`save_hard_state`: durable on return."""
         self.update_last_snapshot_metadata(metadata)
         self.save_hard_state()
 
@@ -434,7 +447,7 @@ class FastStateMachine(Engine, StateMachine):
             self._generations.reset(self)
 
     async def reset(self) -> None:
-        """:meth:`clear` for coroutines, in order with ``apply_chunk``."""
+        """Does the same as :meth:`clear`, for coroutines, in order with ``apply_chunk``."""
         self._require(True)
         await self._worker.run(self, lambda: self._generations.reset(self))
 
@@ -452,8 +465,8 @@ class FastStateMachine(Engine, StateMachine):
         """Writes the state exactly as of an entry to ``directory/snapshot.fsm``; records and returns its metadata.
 
         ``last_included``: any id from the base to ``last_applied()`` (the default), even in the middle of a chunk; an
-        id between two terms, which no seen entry has, stands for the entry before it. Other ids, and terms that the
-        entry cannot have, raise ``SnapshotRangeError``. ``compress``: ``"none"`` or ``"zstd"``; ``attachment``: bytes
+        id in a gap between two terms stands for the last entry before the gap. Other ids, and terms that the entry
+        cannot have, raise ``SnapshotRangeError``. ``compress``: ``"none"`` or ``"zstd"``; ``attachment``: bytes
         of the embedder to include; the defaults are options of the machine. ``progress(done, total)`` is called now and
         then, with bytes of records; the total is an estimate.
 
@@ -481,13 +494,13 @@ class FastStateMachine(Engine, StateMachine):
         allow_older: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        """Replaces state, log, terms, membership and metadata by a snapshot's, in one atomic step; durable on return.
+        """Replaces state, log, terms, membership and metadata with a snapshot's, in one atomic step; durable on return.
 
         ``path``: the file, which is not changed, or the directory that contains it. ``metadata``: what the host was
-        told about it; with None, the file's own is used. Checks, in this order: format and version
+        told about the snapshot; with None, the file's own is used. Checks, in this order: format and version
         (``SnapshotFormatError``, ``FormatVersionError``), the checksum against the file and against ``metadata``
-        (``ChecksumMismatchError``), and that it is not older than ``last_applied()`` (``StaleSnapshotError``, unless
-        ``allow_older``). After any error or crash the old state is intact.
+        (``ChecksumMismatchError``), and that the snapshot is not older than ``last_applied()`` (``StaleSnapshotError``,
+        unless ``allow_older``). After any error or crash the old state is intact.
 
         Earlier views and iterators stay valid and unchanged. Ends running snapshots and compactions. O(size); reads and
         writes go on until the final step. ``progress(done, total)`` reports the copying, in bytes.
@@ -511,7 +524,7 @@ class FastStateMachine(Engine, StateMachine):
         self._compaction.compact(self, up_to, progress)
 
     async def compact_async(self, up_to: LogId | int | None = None, *, progress: Progress | None = None) -> None:
-        """:meth:`compact`, off the event loop, where ``progress`` is called too."""
+        """Runs :meth:`compact`, which calls ``progress``, off the event loop."""
         self._require()
         await self._waiters.call(lambda: self.compact(up_to, progress=progress))
 
@@ -528,7 +541,7 @@ class FastStateMachine(Engine, StateMachine):
     async def state_checksum_async(
         self, last_included: LogId | tuple[int, int] | None = None
     ) -> tuple[LogId, bytes]:
-        """:meth:`state_checksum`, off the event loop; the entry is determined when the task starts."""
+        """Runs :meth:`state_checksum` off the event loop; the entry is determined when the task starts."""
         self._require()
         taken = self._snapshots.take(self, last_included)
         return await self._waiters.call(lambda: self._snapshots.state_checksum(self, taken))
@@ -547,7 +560,10 @@ class FastStateMachine(Engine, StateMachine):
         attachment: bytes | None = None,
         progress: Progress | None = None,
     ) -> bytes:
-        """:meth:`write_snapshot`, off the event loop, as of the entry at the task's start. Returns the checksum."""
+        """Runs :meth:`write_snapshot` off the event loop; the entry is determined when the task starts.
+
+        Returns the checksum.
+        """
         self._require()
         taken = self._snapshots.take(self, last_included)
         metadata = await self._waiters.call(
@@ -557,7 +573,7 @@ class FastStateMachine(Engine, StateMachine):
     async def apply_snapshot_from_file(
         self, metadata: SnapshotMetadata | None, snapshot_path: str | os.PathLike[str]
     ) -> None:
-        """:meth:`install_snapshot` for coroutines, in order with ``apply_chunk``."""
+        """Does the same as :meth:`install_snapshot`, for coroutines, in order with ``apply_chunk``."""
         self._require()
         await self._worker.run(self, lambda: self._installing.install(self, metadata, snapshot_path, has_turn=True))
 

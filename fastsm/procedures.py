@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import operator
+import reprlib
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -26,9 +27,13 @@ logger = logging.getLogger("fastsm")
 
 F = TypeVar("F", bound=Callable[..., Any])
 MARK = "__fastsm_procedure__"
+LONGEST_NUMBER = 20  # bytes of a 64-bit integer as text
+
+_shorten = reprlib.Repr()
+_shorten.maxother = 60
 
 
-class Abort(Exception):  # raised to say no, which is an answer
+class Abort(Exception):  # not an error but a refusal, which is an answer
     """Raised by a procedure to undo everything it wrote: its entry gives ``Answer(False, value, "abort")``."""
 
     def __init__(self, value: Any = None) -> None:
@@ -100,7 +105,8 @@ def registry(procedures: Iterable[Callable[[Any, bytes], Any]]) -> Registry:
         if marked is None:
             raise TypeError(f"{function!r} is not a procedure: put @fastsm.procedure above its definition")
         if marked in found:
-            raise ValueError(f"two procedures {marked[0]!r} of version {marked[1]}: give one another version or name")
+            raise ValueError(
+                f"two procedures {marked[0]!r} of version {marked[1]}: give one of them another version or name")
         found[marked] = Procedure(marked[0], marked[1], function)
     return found
 
@@ -132,7 +138,7 @@ def is_trouble(error: BaseException) -> bool:
 
 
 def run(called: Procedure, tx: RunningTx, payload: bytes, index: int) -> Answer:
-    """Calls a procedure. If the answer is not ``ok``, the caller has to undo what it wrote.
+    """Calls a procedure. If the answer is not ``ok``, the caller has to undo what the procedure wrote.
 
     Raises ``ProcedureError``; exceptions that are not an ``Exception`` are passed on.
     """
@@ -166,6 +172,23 @@ def answer_of_error(called: Procedure, error: Exception, trouble: BaseException 
         return answer_of_value(called, error, index, aborted=True)
     refuse_trouble(called, trouble or error, index)
     return _failed(called, error, index)
+
+
+def add_error(key: bytes, value: bytes | None, size: int, initial: int, delta: int, reason: str) -> ValueError:
+    """Returns the error of a ``tx.add`` that is refused; its message is the same on every replica.
+
+    ``value``: the present value of ``size`` bytes, of which only as many are needed as a number has; None: no value.
+    """
+    name = _shorten.repr(key)
+    if reason == "overflow":
+        number = initial if value is None else int(value)
+        return ValueError(
+            f"key {name}: overflow: expected a sum from -2**63 to 2**63 - 1, found {number} + {delta}; the value is "
+            "unchanged")
+    found = f"{size} bytes" if value is None or size > LONGEST_NUMBER else repr(value)
+    return ValueError(
+        f"key {name}: {reason}: expected an integer as text, such as b'-42', from -2**63 to 2**63 - 1, found {found}; "
+        "put a number first")
 
 
 def refuse_trouble(called: Procedure, error: BaseException | None, index: int) -> None:

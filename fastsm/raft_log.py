@@ -30,9 +30,9 @@ SEGMENT_BYTES = 64 << 20  # once a segment has reached this size, another one is
 
 @dataclass(frozen=True, slots=True)
 class RaftLogStats:
-    """A moment of a log, as returned by :meth:`fastsm.RaftLog.stats`. Sizes are in bytes.
+    """The figures of a log at one moment, as returned by :meth:`fastsm.RaftLog.stats`. Sizes are in bytes.
 
-    ``print`` shows it in human units; :meth:`as_dict` is for metrics.
+    ``print`` shows them in human units; :meth:`as_dict` is for metrics.
     """
 
     first_index: int
@@ -59,22 +59,22 @@ class RaftLogStats:
         return "\n".join(f"{label:12}  {text}" for label, text in rows.items())
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the same as a flat dict of numbers, as metrics libraries expect."""
+        """Returns these figures as a flat dict of numbers, as metrics libraries expect."""
         return flattened(self)
 
 
 class RaftLog(LogEngine):
-    """The other persistent part of a Raft node: entries, current term and vote, in a directory of their own.
+    """The persistent state of Raft itself: a node's entries, current term and vote, in a directory of their own.
 
-    ``directory`` is created (0700) if needed, locked, and recovered. What survives a kill: everything appended; a power
-    loss: everything synced, and a prefix of the rest. A torn tail is cut and logged.
+    ``directory`` is created (0700) if needed, locked, and recovered. After a kill, everything appended is still
+    there; after a power loss, everything synced, and a prefix of the rest. A torn tail is cut and logged.
 
     - ``lock_timeout``: seconds to wait for another process that has the directory open, before ``LockedError``.
 
     Raises ``LockedError``, ``CorruptionError`` (also for a directory that lost one of its files),
     ``FormatVersionError``, ``StorageError``. Thread safe: writers take turns; reads and syncs run concurrently. After a
     failed sync the log is poisoned: reads still work, writes raise until the directory is opened again. In a forked
-    child, and after a close, every call is a ``NotRunningError``.
+    child, and after a close, every call raises ``NotRunningError``.
 
     >>> import fastsm, tempfile
     >>> with fastsm.RaftLog(tempfile.mkdtemp()) as log:
@@ -120,10 +120,10 @@ class RaftLog(LogEngine):
     # ---- sync ------------------------------------------------------------------------------------------
 
     async def sync_async(self) -> None:
-        """:meth:`sync`, without blocking the event loop; what it covers is determined when the task starts.
+        """Runs :meth:`sync` without blocking the event loop; what it covers is determined when the task starts.
 
-        However many coroutines wait, at most one sync is running and one more to come. Cancelling the wait stops no
-        sync.
+        However many coroutines wait, at most one sync is running and one more is queued. Cancelling the wait does
+        not stop the sync.
         """
         await self._waiters.flush(self._sync_to, self._mark())
 
@@ -178,7 +178,8 @@ class RaftLog(LogEngine):
         try:
             self.close()
         except StorageError as error:
-            logger.exception("%s: closed after the call below it, with an error that the next close raises", self.path)
+            logger.exception(
+                "%s: closed after the interrupted call, with an error that the next close raises", self.path)
             self._late_error = error
 
     def __enter__(self) -> Self:

@@ -31,7 +31,7 @@ class StateMachine(ABC):
 
     @abstractmethod
     def is_running(self) -> bool:
-        """Returns True from construction until :meth:`stop`."""
+        """Returns True from construction, or :meth:`start`, until :meth:`stop`."""
 
     @abstractmethod
     def get(self, key: Any, /) -> bytes | None:
@@ -50,7 +50,8 @@ class StateMachine(ABC):
         """Applies committed entries, all or none; returns one result for each.
 
         True: it took effect. False: a compare-and-swap or a batch did not match. None: it was applied before, and is
-        skipped. Raises ``OrderError`` or ``CommandError``; then nothing was applied.
+        skipped. An ``Answer``: its command has one. Raises ``OrderError`` or ``CommandError``; then nothing was
+        applied.
         """
 
     @abstractmethod
@@ -77,7 +78,7 @@ class StateMachine(ABC):
 
     @abstractmethod
     def persist_last_applied(self, log_id: LogId) -> None:
-        """:meth:`update_last_applied`, durable on return."""
+        """Does the same as :meth:`update_last_applied`; durable on return."""
 
     @abstractmethod
     def update_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
@@ -89,7 +90,7 @@ class StateMachine(ABC):
 
     @abstractmethod
     def persist_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
-        """:meth:`update_last_snapshot_metadata`, durable on return."""
+        """Does the same as :meth:`update_last_snapshot_metadata`; durable on return."""
 
     @abstractmethod
     async def generate_snapshot_data(
@@ -101,7 +102,7 @@ class StateMachine(ABC):
     async def apply_snapshot_from_file(
         self, metadata: SnapshotMetadata | None, snapshot_path: str | PathLike[str]
     ) -> None:
-        """Replaces the state by a snapshot's, in one atomic step."""
+        """Replaces the state with a snapshot's, in one atomic step."""
 
     @abstractmethod
     def save_hard_state(self) -> None:
@@ -113,7 +114,7 @@ class StateMachine(ABC):
 
     @abstractmethod
     async def flush_async(self) -> None:
-        """:meth:`flush`, without blocking the event loop."""
+        """Does the same as :meth:`flush`, without blocking the event loop."""
 
     @abstractmethod
     async def reset(self) -> None:

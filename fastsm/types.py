@@ -144,15 +144,18 @@ class SnapshotMetadata:
         content = bytes(memoryview(data))
         size = _WIRE.size + _WIRE_SUM_BYTES
         if len(content) != size:
-            raise SnapshotFormatError(f"metadata of a snapshot: expected {size} bytes, found {len(content)}")
+            raise SnapshotFormatError(
+                f"metadata of a snapshot: expected {size} bytes, found {len(content)}; pass what to_bytes() returned")
         fields, found = content[: _WIRE.size], content[_WIRE.size :]
         magic, version, index, term, checksum = _WIRE.unpack(fields)
         if magic != _WIRE_MAGIC:
-            raise SnapshotFormatError(f"metadata of a snapshot: expected magic {_WIRE_MAGIC!r}, found {magic!r}")
+            raise SnapshotFormatError(
+                f"metadata of a snapshot: expected magic {_WIRE_MAGIC!r}, found {magic!r}; pass the bytes that "
+                "to_bytes() returned")
         if found != _wire_sum(fields):
             raise SnapshotFormatError(
                 f"metadata of a snapshot: expected checksum {_wire_sum(fields).hex()}, found {found.hex()}; a byte was "
-                "changed in transit: ask for it again")
+                "changed in transit: request the metadata again")
         if version != _WIRE_VERSION:
             raise FormatVersionError("metadata of a snapshot", _WIRE_VERSION, version)
         return cls(LogId(index, term), checksum)
@@ -172,7 +175,8 @@ def checked_metadata(metadata: Any, path: str) -> SnapshotMetadata:
     index, term = map(operator.index, pair_of(metadata.last_included, "last_included"))
     checksum = bytes_of(metadata.checksum, "checksum")
     if not (0 <= index < _ID_LIMIT and 0 <= term < _ID_LIMIT):
-        raise SnapshotFormatError(f"{path}: no snapshot is as of {LogId(index, term)}: expected 0 to 2**64 - 2 each")
+        raise SnapshotFormatError(
+            f"{path}: expected last_included with index and term from 0 to 2**64 - 2, found {LogId(index, term)}")
     if len(checksum) != CHECKSUM_BYTES:
         raise SnapshotFormatError(
             f"{path}: expected a snapshot's checksum of {CHECKSUM_BYTES} bytes, found {len(checksum)}")
@@ -195,7 +199,7 @@ class _Command:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Put(_Command):
-    """``fastsm.put``, decoded."""
+    """A command of ``fastsm.put``, decoded."""
 
     key: bytes
     value: bytes
@@ -204,14 +208,14 @@ class Put(_Command):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Delete(_Command):
-    """``fastsm.delete``, decoded."""
+    """A command of ``fastsm.delete``, decoded."""
 
     key: bytes
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class CompareAndSwap(_Command):
-    """``fastsm.compare_and_swap``, decoded."""
+    """A command of ``fastsm.compare_and_swap``, decoded."""
 
     key: bytes
     expected: bytes | None
@@ -221,19 +225,19 @@ class CompareAndSwap(_Command):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Noop(_Command):
-    """``fastsm.noop``, decoded."""
+    """A command of ``fastsm.noop``, decoded."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Config(_Command):
-    """``fastsm.config``, decoded."""
+    """A command of ``fastsm.config``, decoded."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Add(_Command):
-    """``fastsm.add``, decoded."""
+    """A command of ``fastsm.add``, decoded."""
 
     key: bytes
     delta: int
@@ -242,14 +246,14 @@ class Add(_Command):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Read(_Command):
-    """``fastsm.read``, decoded."""
+    """A command of ``fastsm.read``, decoded."""
 
     key: bytes
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class DeleteRange(_Command):
-    """``fastsm.delete_range`` or ``fastsm.delete_prefix``, decoded."""
+    """A command of ``fastsm.delete_range`` or ``fastsm.delete_prefix``, decoded."""
 
     start: bytes
     end: bytes | None
@@ -257,14 +261,14 @@ class DeleteRange(_Command):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Batch(_Command):
-    """``fastsm.batch`` or ``fastsm.put_many``, decoded."""
+    """A command of ``fastsm.batch`` or ``fastsm.put_many``, decoded."""
 
     commands: tuple[Put | Delete | CompareAndSwap | Noop | Add | Touch | DeleteRange, ...]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ValueIs(_Command):
-    """``fastsm.value_is`` or ``fastsm.absent``, decoded."""
+    """A condition of ``fastsm.value_is`` or ``fastsm.absent``, decoded."""
 
     key: bytes
     value: bytes | None
@@ -272,14 +276,14 @@ class ValueIs(_Command):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Exists(_Command):
-    """``fastsm.exists``, decoded."""
+    """A condition of ``fastsm.exists``, decoded."""
 
     key: bytes
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ModifiedAt(_Command):
-    """``fastsm.modified_at``, decoded."""
+    """A condition of ``fastsm.modified_at``, decoded."""
 
     key: bytes
     index: int
@@ -287,7 +291,7 @@ class ModifiedAt(_Command):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Transaction(_Command):
-    """``fastsm.transaction``, decoded."""
+    """A command of ``fastsm.transaction``, decoded."""
 
     conditions: tuple[ValueIs | Exists | ModifiedAt, ...]
     then: tuple[Put | Delete | Add | Touch | DeleteRange | Read, ...]
@@ -296,7 +300,7 @@ class Transaction(_Command):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Call(_Command):
-    """``fastsm.call``, decoded."""
+    """A command of ``fastsm.call``, decoded."""
 
     name: str
     payload: bytes
@@ -305,14 +309,14 @@ class Call(_Command):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class OpenSession(_Command):
-    """``fastsm.open_session``, decoded."""
+    """A command of ``fastsm.open_session``, decoded."""
 
     expires: int | None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Once(_Command):
-    """``fastsm.once``, decoded."""
+    """A command of ``fastsm.once``, decoded."""
 
     session: int
     sequence: int
@@ -322,14 +326,14 @@ class Once(_Command):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Forget(_Command):
-    """``fastsm.forget``, decoded."""
+    """A command of ``fastsm.forget``, decoded."""
 
     session: int
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Touch(_Command):
-    """``fastsm.touch``, decoded."""
+    """A command of ``fastsm.touch``, decoded."""
 
     key: bytes
     expires: int | None
@@ -337,7 +341,7 @@ class Touch(_Command):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Tick(_Command):
-    """``fastsm.tick``, decoded."""
+    """A command of ``fastsm.tick``, decoded."""
 
     now: int
     limit: int | None
@@ -348,7 +352,7 @@ class Recovery:
     """What opening a directory found.
 
     ``clean``: whether the last close was clean; ``torn_bytes``: the size of the torn tail that was cut (0: none);
-    ``suspect_bytes``: what the first flush writes again because no known sync covers it.
+    ``suspect_bytes``: how much the first flush writes again because no known sync covers it.
     """
 
     clean: bool = True
@@ -383,9 +387,9 @@ def flattened(stats: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """A moment of a state machine, as returned by :meth:`fastsm.FastStateMachine.stats`. Sizes are in bytes.
+    """The figures of a state machine at one moment, as returned by :meth:`fastsm.FastStateMachine.stats`.
 
-    ``print`` shows it in human units; :meth:`as_dict` is for metrics.
+    Sizes are in bytes. ``print`` shows them in human units; :meth:`as_dict` is for metrics.
     """
 
     keys: int
@@ -425,5 +429,5 @@ class Stats:
         return "\n".join(f"{label:12}  {text}" for label, text in rows.items())
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the same as a flat dict of numbers, as metrics libraries expect."""
+        """Returns these figures as a flat dict of numbers, as metrics libraries expect."""
         return flattened(self)

@@ -152,10 +152,10 @@ CASES: dict[str, Case] = {
         ["entry 2", "9 bytes", "left over"]),
     "a command of unknown kind": (
         UnknownCommandError, one_machine(lambda m: m.apply([Entry(2, 2, b"\0\xfe" + bytes(6))])), {"index": 2},
-        ["entry 2", "kind 254", "knows kinds", "upgrade"]),
+        ["entry 2", "kind 254", "supports kinds", "upgrade"]),
     "a command of unknown version": (
         UnknownCommandError, one_machine(lambda m: m.apply([Entry(2, 2, b"\x09" + bytes(7))])), {"index": 2},
-        ["entry 2", "version 9", "knows version 0", "upgrade"]),
+        ["entry 2", "version 9", "supports version 0", "upgrade"]),
     "a flipped bit in the log": (
         CorruptionError, damaged(overwrite("log-1", 130, b"\xff")), {"path": "{}/log-1", "offset": 96},
         ["{}/log-1", "offset 96", "expected", "found", "checksum", "restore"]),

@@ -22,7 +22,7 @@ cdef class Ticket:
 
 
 cdef class Awaited:
-    # Invariants: `tickets` is a binary heap; each ticket in it knows its position as `place`; `least` is the index of
+    # Invariants: `tickets` is a binary heap; each ticket in it has its position in `place`; `least` is the index of
     # the first ticket, NEVER when there is none.
     cdef list tickets
     cdef uint64_t added

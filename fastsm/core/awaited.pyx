@@ -2,7 +2,7 @@
 
 Writers check a single number, the least index that any ticket waits for. Once that index is applied they tell the
 waiting callers, without running Python code, because a chunk that was applied can no longer fail. The tickets form a
-binary heap (J. W. J. Williams, "Algorithm 232: Heapsort", CACM 1964), and each ticket knows its position in the heap,
+binary heap (J. W. J. Williams, "Algorithm 232: Heapsort", CACM 1964), and each ticket stores its position in the heap,
 so a wait that ends early can be removed.
 """
 
@@ -128,7 +128,7 @@ cdef class Awaited:
         return 0
 
     cdef void note_applied(self, uint64_t index) noexcept:
-        """Tells all tickets that wait for an index up to this one. Without memory, a later call tells the rest."""
+        """Tells all tickets that wait for an index up to this one. If memory runs out, a later call tells the rest."""
         cdef Ticket ticket
         while self.least <= index:
             ticket = self.tickets[0]
@@ -137,7 +137,7 @@ cdef class Awaited:
                 ticket.tell(APPLIED)
             except MemoryError:
                 ticket.outcome = WAITING
-                self.add(ticket)  # it fits into the room that it has just left
+                self.add(ticket)  # needs no memory: its room is still there
                 return
 
     cdef void end_all(self, int outcome) noexcept:
@@ -152,5 +152,5 @@ cdef class Awaited:
                 pass
 
     def end_poisoned(self):
-        """Ends all waits because nothing will be applied any more."""
+        """Ends all waits because nothing more will be applied."""
         self.end_all(POISONED)

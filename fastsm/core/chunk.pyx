@@ -53,7 +53,7 @@ cdef enum:
 cdef class Chunk:
     """The scratch memory of `apply`, reused for each chunk.
 
-    Thread safety: used by one writer at a time. Its pointers lead into the bytes of the commands, which the caller
+    Thread safety: used by one writer at a time. Its pointers point into the bytes of the commands, which the caller
     keeps alive from `hold` until `forget`.
     """
 
@@ -254,7 +254,7 @@ cdef class Chunk:
     # ---- judge -----------------------------------------------------------------------------------------
 
     cdef int judge(self, Ordered owner) except -1:
-        """Decides the outcome of each entry, and replaces the steps by what the chunk writes. May run procedures."""
+        """Decides the outcome of each entry, and replaces the steps with what the chunk writes. May run procedures."""
         cdef PendingView view = self.judgement.view
         cdef Step *steps
         cdef size_t room, i
@@ -421,7 +421,7 @@ cdef tuple tuple_of(PyObject **items, Py_ssize_t count):
 
 cdef tuple hold_entries(object chunk):
     """Returns the entries of a chunk, as they are now, as a tuple."""
-    cdef object entries = PySequence_Fast(chunk, "a chunk is a sequence of entries")
+    cdef object entries = PySequence_Fast(chunk, "expected a chunk: a sequence of entries, such as a list of them")
     cdef Py_ssize_t count, i
     cdef PyObject **items
     cdef tuple held

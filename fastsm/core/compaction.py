@@ -134,7 +134,7 @@ class Compaction:
     def _build_next(
         self, engine: Engine, number: int, base: Base, old: Log, carried: int, job: Job
     ) -> tuple[Log, Index, int]:
-        """Returns the next generation, synced up to most of what is applied, and the old log's offset up to there."""
+        """Returns the next generation, synced, and the offset in the old log up to which it was carried over."""
         try:
             changes = changes_of(old.mapping, carried, base.last_included.index)
             log = Log.create(self._generations.directory, number, base, changes)
@@ -161,7 +161,7 @@ class Compaction:
         return log, index, carried
 
     def _take(self, engine: Engine, log: Log, index: Index, old: Log, carried: int) -> None:
-        """In the writer's turn: carries over what was applied in the meantime, syncs it, and takes the step."""
+        """Carries over what was applied in the meantime, syncs it, and takes the step; in the writer's turn."""
         old.check_writable()  # after a failed sync, the log may hold frames that were never applied
         prepared = log.end
         engine._write_state(True)

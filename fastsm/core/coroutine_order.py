@@ -34,7 +34,7 @@ OVERHEAD = 64  # bytes of a frame or a record, at most, in addition to the comma
 
 
 def room_if_small(chunk: Any) -> int | None:
-    """Returns the most log space that a chunk takes, if applying it is quicker than handing it to another thread."""
+    """Returns the most log space that a chunk takes; None if it may take long, so another thread applies it."""
     if not isinstance(chunk, (list, tuple)) or len(chunk) > SMALL_ENTRIES:
         return None
     try:
@@ -164,7 +164,7 @@ class OrderedWorker:
         return partial(job.future.set_result, result)
 
     def _doom_those_behind(self, failed: Job) -> None:
-        """Marks all queued jobs as failed too: they were sent in the belief that the failed one would succeed."""
+        """Marks all queued jobs as failed too: they were queued on the assumption that the failed one would succeed."""
         with self._lock:
             self.failed = None if failed.abandoned else failed
             for job in list(self.jobs):
@@ -176,7 +176,7 @@ class Waiters(BatchThread["Flush"]):
     """Runs the flushes of coroutines on one shared thread, and other slow calls on a thread each.
 
     The flush thread takes all flushes that wait, syncs once, answers them, and then takes those that have arrived in
-    the meantime: at most one sync is under way and one more to come, however many wait. Thread safe.
+    the meantime: at most one sync is under way and one more is queued, however many wait. Thread safe.
     """
 
     def __init__(self) -> None:
@@ -188,7 +188,7 @@ class Waiters(BatchThread["Flush"]):
         loop = event_loops().get_running_loop()
         one = Flush(loop, loop.create_future(), function, mark)
         with self._lock:
-            self._require_open()  # while a close goes on, its thread is over, and nobody would ever answer
+            self._require_open()  # during a close, the thread has ended, so no answer would ever come
             self._start()
             self._queue.put(one)
             self._require_open()  # a signal handler may have closed it here

@@ -71,7 +71,7 @@ cdef class Engine(HardState):
         self.metadata_unsaved = False
 
     def _publish_by(self, Publisher publisher=None):
-        """Publishes the state to readers in other processes from here on; with None, no longer."""
+        """Publishes the state to readers in other processes from here on; with None, stops publishing it."""
         old, self.publisher = self.publisher, publisher
         if old is not None:
             old.close()
@@ -88,7 +88,7 @@ cdef class Engine(HardState):
         self.take_arena()
 
     def _switch(self, name_next, Log log, Index index, GroupCommit commit, state_of_its_own=None):
-        """In the writer's turn: takes the step to the next generation, on disk and in memory.
+        """Takes the step to the next generation, on disk and in memory; in the writer's turn.
 
         `name_next` is called to take the step on disk. The caller ensures that no signal handler interrupts any of
         this, so disk and memory never name different generations. `state_of_its_own` is given when the next generation
@@ -135,7 +135,7 @@ cdef class Engine(HardState):
         self._watchers.move(mapping, old_log.head.identity, old_end, &reach)
 
     def _tell_waiting(self, uint64_t before):
-        """After `_switch`: tells those who wait for an entry. `before`: what the last applied index was until then."""
+        """Tells those who wait for an entry, after `_switch`. `before`: the last applied index before that."""
         if self.applied_index == 0 or self.applied_index < before:
             self.awaited.end_all(REPLACED)
         else:
@@ -204,7 +204,7 @@ cdef class Engine(HardState):
         return hold_entries(chunk)
 
     def _apply_in_turn(self, chunk):
-        """`apply` for a caller that already has the writer's turn."""
+        """Does the same as `apply`, for a caller that already has the writer's turn."""
         cdef Held held
         hold(chunk, &held)
         try:
@@ -298,7 +298,7 @@ cdef class Engine(HardState):
         return self.chunk.judgement.procedures
 
     def _looked_past(self):
-        """Returns how many keys ranges passed one by one because their chunk had written them; for tests."""
+        """Returns how many keys, written by the same chunk, ranges had to skip one by one; for tests."""
         return self.chunk.judgement.view.looked_past
 
     cdef int judge_calls(self, Chunk chunk) except -1:
@@ -326,7 +326,7 @@ cdef class Engine(HardState):
     # ---- write and publish -----------------------------------------------------------------------------
 
     cdef int call_for_compaction(self) except -1:
-        """Starts a thread that compacts; if that fails, the next chunk tries again. Raises nothing: all is applied.
+        """Starts a thread that compacts; if that fails, the next chunk tries again. Raises nothing: all was applied.
 
         Runs no Python code itself, hence no signal handler.
         """

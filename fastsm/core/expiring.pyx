@@ -83,8 +83,8 @@ cdef class Expiring(Ranging):
     cdef uint64_t remove_due(self, const Step *step, bint sessions, uint64_t limit) except? 0:
         """Appends deletes of keys, or ends of sessions, that are due, in order, at most `limit`; returns how many.
 
-        The walk over earlier deadlines does not come back, within this chunk, to one that it has passed: that one is
-        removed now, or was overtaken by a write of the chunk. Python code runs only in `breathe`.
+        The walk over earlier deadlines never returns, within this chunk, to one that it has passed: that one is removed
+        now, or was overtaken by a write of the chunk. Python code runs only in `breathe`.
         """
         cdef DueWalk walk = self.due_sessions if sessions else self.due_keys
         cdef DueHeap heap = self.new_sessions if sessions else self.new_keys

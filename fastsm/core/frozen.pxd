@@ -10,7 +10,7 @@ cdef class View:
 
 
 cdef class Frozen:
-    # Invariant: every place leads to a whole record in the mapping, which is never written again.
+    # Invariant: every place is that of a whole record in the mapping, which is never written again.
     cdef Mapping mapping
     cdef object log                      # holds the files that are mapped into the arena
     cdef const uint8_t *arena

@@ -24,7 +24,7 @@ cdef enum:
 
 
 @cython.freelist(64)
-@cython.no_gc  # a mapping refers to nothing
+@cython.no_gc  # a mapping refers to no Python object
 cdef class View:
     """The bytes of one value, lent out: holds the mapping for as long as a memoryview of it lives."""
 
@@ -100,7 +100,7 @@ cdef class Frozen:
     @cython.boundscheck(False)
     @cython.wraparound(False)
     def columns(self):
-        """Returns pairs as four arrays: key bytes (uint8), key offsets (int64, one more than keys), and values'."""
+        """Returns pairs as four arrays: key bytes (uint8), key offsets (int64, one more than keys), same of values."""
         np = library("numpy")  # imported on first use: it would dominate the import time of fastsm
         cdef Py_ssize_t count = <Py_ssize_t>self.count
         key_offsets = np.zeros(count + 1, dtype=np.int64)

@@ -98,7 +98,7 @@ class Generations:
             self._note_leftover(error)
 
     def end(self, engine: Engine, old: Log, what: str) -> None:
-        """After the step, outside the writer's turn: removes the old log, and logs what the step did.
+        """Removes the old log, and logs what the step did; after the step, outside the writer's turn.
 
         The caller's job or turn keeps the directory open.
         """
@@ -176,7 +176,7 @@ class Generations:
             logger.warning("%s: without a saved table opening will take longer: %s", self.path, error)
 
     def note_durable(self, engine: Engine) -> HeldTable | None:
-        """Records in a frame that a first sync made durable what an unclean end left; may return a table to save.
+        """Writes a frame, to record that a sync made durable what an unclean end had left; may return a table to save.
 
         The next opening after a kill then neither reads nor writes all of it again. Without room on disk, only a
         warning is logged. The returned table is a copy in memory, for :meth:`save_held` outside the writer's turn;
@@ -230,7 +230,7 @@ class Generations:
         if log.read_only:
             return
         if log.end == self._clean_end and not engine._has_unwritten(True):
-            if lacks_table(engine._index):  # the opening had to read or sort everything: save the next one that work
+            if lacks_table(engine._index):  # this opening read or sorted everything: the next one need not
                 self.save_table(log, engine._index)
             return
         engine._write_state(True)

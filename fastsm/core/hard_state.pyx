@@ -49,7 +49,7 @@ cdef class HardState(Timed):
         self.runs_in_terms = self.runs.count
 
     def _note_applied(self, log_id):
-        """In the writer's turn: sets last applied to an entry without a command; the next frame records it."""
+        """Sets last applied to an entry without a command, in the writer's turn; the next frame records it."""
         cdef RunList runs = self.runs
         given_index, given_term = pair_of(log_id, "last applied")
         cdef uint64_t index = unsigned_slowly(given_index, "index")
@@ -86,7 +86,7 @@ cdef class HardState(Timed):
         self.metadata_unsaved = True
 
     def _write_state(self, bint with_metadata=False, bint closing=False):
-        """In the writer's turn: writes a frame of what no frame carries yet; no frame if there is nothing to write."""
+        """Writes a frame of what no frame carries yet, if there is anything; in the writer's turn."""
         metadata = self.metadata if with_metadata and self.metadata_unsaved else None
         if not (self.runs.count or metadata is not None or closing):
             return
@@ -99,7 +99,7 @@ cdef class HardState(Timed):
         self.tell_readers()
 
     def _note_durable(self):
-        """In the writer's turn: writes an empty frame, whose watermark says that everything before it is durable."""
+        """Writes an empty frame, whose watermark says that all before it is durable; in the writer's turn."""
         append_state(self._log, None, None, False)
         self.take_arena()
         self._index.end = self._log.start + self._log.end
@@ -128,8 +128,7 @@ cdef class HardState(Timed):
     def _sync_to(self, mark):
         """Makes a log durable up to a position; does nothing if the state has moved to another log.
 
-        Returns whether the sync made much durable that an unclean end had left, and that no frame records as durable
-        yet.
+        Returns whether an unclean end had left much that the sync made durable, and no frame records that yet.
         """
         cdef Log log
         cdef uint64_t offset

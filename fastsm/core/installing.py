@@ -37,7 +37,10 @@ class Installing:
         progress: Progress | None = None,
         has_turn: bool = False,
     ) -> None:
-        """Prepares the next generation, and takes the step to it in the writer's turn (which the caller may have)."""
+        """Prepares the next generation, and takes the step to it in the writer's turn.
+
+        ``has_turn``: the caller has the turn already.
+        """
         engine._require()
         engine._log.check_writable()
         turn: Turns | nullcontext[None] = nullcontext() if has_turn else engine._turns
@@ -106,7 +109,7 @@ class Installing:
     def _take(
         self, engine: Engine, job: Job, log: Log, index: Index, told: SnapshotMetadata, allow_older: bool
     ) -> None:
-        """In the writer's turn: takes the step, if the snapshot still fits what is applied by now."""
+        """Takes the step, in the writer's turn, if the snapshot still fits what is applied by now."""
         job.check()
         engine._require()
         engine._log.check_writable()

@@ -93,8 +93,8 @@ cdef class Jobs:
         return Replacing(self, cause)
 
     def leave(self):
-        """In a forked child: ends this copy of the jobs, which run in the parent."""
-        self.end_all("a fork, for it is the parent's")
+        """Ends this copy of the jobs, in a forked child; they run in the parent."""
+        self.end_all("a fork (it goes on in the parent process)")
 
     cdef int end_all(self, str cause, bint of_this_state=False) except -1:
         cdef Job job

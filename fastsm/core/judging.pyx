@@ -264,7 +264,7 @@ cdef class Judge:
             self.value_bytes += 1
         else:
             self.value_bytes += VALUE_HEAD + size
-            if self.value_bytes <= ANSWER_LIMIT:  # otherwise the object would be made in vain
+            if self.value_bytes <= ANSWER_LIMIT:  # otherwise the object would not be used
                 self.value = PyBytes_FromStringAndSize(<const char *>value, size)
         return DONE if self.value_bytes <= ANSWER_LIMIT else TOO_LARGE
 
@@ -325,7 +325,7 @@ cdef class Judge:
             return answer_of_value(called, returned, index)
 
     cdef object run_again(self, Step *step, size_t mark, called, bytes payload, result):
-        """For `check_procedures`: undoes the call and runs it again. Raises `ProcedureError` if the results differ."""
+        """Undoes the call and runs it again, for `check_procedures`. Raises `ProcedureError` if the results differ."""
         cdef list first = self.written(mark)
         cdef uint64_t index = step.index
         self.view.take_back(mark)

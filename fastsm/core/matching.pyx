@@ -19,7 +19,7 @@ cdef double ROUND = 0.001   # the seconds between two rounds of matching, at lea
 
 
 cdef inline uint64_t known_changes(object changes) except? 0:
-    """Converts a source's count of changes; None (unknown) becomes ALL."""
+    """Converts a source's count of changes; a negative one (unknown) or a very large one becomes ALL."""
     return changes if 0 <= changes < ALL - 1 else ALL
 
 

@@ -47,7 +47,7 @@ cdef class OrderedPairs:
             self.count = 0
             self.count = view.take(self.found, PIECE)
             if self.count == 0:
-                PyErr_CheckSignals()  # entries of deleted keys may be many
+                PyErr_CheckSignals()  # there may be many entries of deleted keys
         place = self.found[self.at]
         self.at += 1
         return pair_at(place, self.mapping, self.readable, self.log)

@@ -7,11 +7,11 @@ cdef class Ranging(PendingView):
     cdef list in_order           # keys put by writes before `ordered_writes`, sorted; None: no range was read yet
     cdef size_t ordered_writes
     cdef list cuts               # (number of writes, keys) for each time deleted keys were dropped from `in_order`
-    cdef size_t cuts_hold        # cuts made after more writes than this were taken back
-    cdef bytes passed_start      # every earlier key from here on was written by the chunk; None: no such range
+    cdef size_t cuts_hold        # cuts made after more writes than this are undone before the next range
+    cdef bytes passed_start      # from here on, the chunk has written every applied key; None: no such range
     cdef bytes passed_end        # up to, but without, this one; None: to the last key
     cdef size_t passed_at        # number of writes when that was recorded
-    cdef uint64_t looked_past    # keys that ranges passed one by one, as the chunk had written them; for tests
+    cdef uint64_t looked_past    # keys, written by the chunk, that ranges skipped one by one; for tests
 
     cdef list keys_between(self, bytes start, bytes end, Py_ssize_t most=*, bint reverse=*)
     cdef int64_t remove_range(self, uint64_t index, uint32_t entry, bytes start, bytes end) except -1

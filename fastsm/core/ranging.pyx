@@ -59,7 +59,7 @@ cdef class Ranging(PendingView):
         cdef const uint8_t *record
         cdef size_t i, room, count
         cdef size_t passed = 0
-        cdef bytes nearest = None  # of the keys that were applied and that the chunk has not written
+        cdef bytes nearest = None  # the first applied key that the chunk has not written
         cdef Py_ssize_t next_written = 0
         if reverse:
             written.reverse()
@@ -134,7 +134,7 @@ cdef class Ranging(PendingView):
         return removed
 
     cdef int append_written(self, const Step *step, bytes key) except -1:
-        """Like `append_removal`, for a key that this chunk has put. The caller keeps `key` alive."""
+        """Does `append_removal` for a key that this chunk has put. The caller keeps `key` alive."""
         cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(key)
         return self.append_removal(step, data, PyBytes_GET_SIZE(key), self.table.hash(data, PyBytes_GET_SIZE(key)))
 

@@ -102,7 +102,7 @@ class Snapshots:
 
 
 def record(engine: Engine, metadata: SnapshotMetadata, path: str) -> None:
-    """In the writer's turn: writes a frame of a snapshot's metadata, if newer, and of what no frame carries yet."""
+    """Writes a frame of a snapshot's metadata, if newer, and of what no frame carries yet; in the writer's turn."""
     if engine._log.read_only:
         return
     known = engine.snapshot_metadata()

@@ -14,7 +14,7 @@ cdef class State(Status):
     # and `runs`: the applied entries that are in no frame yet.
     cdef readonly Log _log
     cdef readonly Index _index
-    cdef readonly Table _table     # those of the index, as is `_terms`: saves `get` one indirection
+    cdef readonly Table _table     # these two are those of the index: saves `get` one indirection
     cdef readonly Terms _terms
     cdef RunList runs
     cdef uint32_t runs_in_terms    # how many of `runs` are in the terms already

@@ -51,11 +51,11 @@ class State(Status):
         """Returns the value of a key as a read-only memoryview of the log's pages, or None. O(1), without a copy.
 
         The view does not change while it is held, even if the state is changed, reset or closed. The pages are freed
-        when the last view of them is.
+        when the last view of them is freed.
         """
     def __contains__(self, key: Buffer, /) -> bool: ...
     def modified(self, key: Buffer, /) -> LogId | None:
-        """Returns the entry that last wrote a key, as a `LogId`, or None when the key is not there. O(1)."""
+        """Returns the entry that last wrote a key, as a `LogId`, or None if the key is absent. O(1)."""
     def get_many(self, keys: Iterable[Buffer]) -> list[bytes | None]:
         """Returns the values of a sequence of keys, in their order, None where absent; all from one state.
 
@@ -71,7 +71,7 @@ class State(Status):
         O(keys).
         """
     def keys(self) -> Iterator[bytes]:
-        """Iterates over the keys of the state at the call, in the order of the entries that last wrote them."""
+        """Iterates over the keys of the state as of the call, in the order of the entries that last wrote them."""
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Iterates over the pairs of the state as of the call, in the order of the entries that last wrote them."""
     def columns(
@@ -85,7 +85,7 @@ class State(Status):
     def len(self) -> int:
         """Returns the number of live keys. O(1)."""
     def entry_term(self, entry_id: int, /) -> int | None:
-        """Returns the term of the entry at an index if it is known for certain, else None. O(log of the terms)."""
+        """Returns the term of the entry at an index if it is known for certain, else None. O(log terms)."""
     def entry_terms(self, ids: npt.ArrayLike) -> npt.NDArray[np.uint64]:
         """Returns `entry_term` for a uint64 array of indexes, as an array of the same shape; 0: no certain term."""
     def last_applied(self) -> LogId:

@@ -73,7 +73,7 @@ cdef class State(Status):
         return PyBytes_FromStringAndSize(<const char *>self.arena + start, record_value_size(record))
 
     cdef int damaged(self, uint64_t place) except -1:
-        """Raises if a record extends past the arena: until everything is verified, its length may be wrong."""
+        """Raises the error for a record that extends past the arena: its length may be wrong until all is verified."""
         raise self._log.damage_at(place)
 
     @cython.always_allow_keywords(False)
@@ -81,7 +81,7 @@ cdef class State(Status):
         """Returns the value of a key as a read-only memoryview of the log's pages, or None. O(1), without a copy.
 
         The view does not change while it is held, even if the state is changed, reset or closed. The pages are freed
-        when the last view of them is.
+        when the last view of them is freed.
         """
         cdef uint64_t place
         cdef const uint8_t *record
@@ -111,7 +111,7 @@ cdef class State(Status):
 
     @cython.always_allow_keywords(False)
     def modified(self, key, /):
-        """Returns the entry that last wrote a key, as a `LogId`, or None when the key is not there. O(1)."""
+        """Returns the entry that last wrote a key, as a `LogId`, or None if the key is absent. O(1)."""
         cdef uint64_t place, index
         cdef uint64_t term = 0
         cdef bint certain
@@ -247,7 +247,7 @@ cdef class State(Status):
         return frozen
 
     def keys(self):
-        """Iterates over the keys of the state at the call, in the order of the entries that last wrote them."""
+        """Iterates over the keys of the state as of the call, in the order of the entries that last wrote them."""
         return self.freeze().in_order().keys()
 
     def items(self):
@@ -269,7 +269,7 @@ cdef class State(Status):
 
     @cython.always_allow_keywords(False)
     def entry_term(self, entry_id, /):
-        """Returns the term of the entry at an index if it is known for certain, else None. O(log of the terms)."""
+        """Returns the term of the entry at an index if it is known for certain, else None. O(log terms)."""
         cdef uint64_t term
         cdef uint64_t index
         if not PyLong_CheckExact(entry_id):
@@ -346,7 +346,7 @@ cdef class State(Status):
         return ((log_id, key, value) for operation, log_id, key, value, _ in records if operation == "put")
 
     def _live_records(self, last_included):
-        """`live_records` as tuples with the operation first and the deadline last, including touches and sessions."""
+        """Returns `live_records`, also touches and sessions, as tuples with operation first and deadline last."""
         cdef Capture capture = self._capture(last_included)
         capture.find(lambda: None)
         terms = capture.index.terms

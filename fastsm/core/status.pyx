@@ -18,7 +18,7 @@ REASONS = {
 
 
 cdef class Status:
-    """Whether the machine runs, and which state it has; those who wait learn of both when either ends.
+    """Whether the machine runs, and which state it has; waiting callers are told when either ends.
 
     Thread safety: every method, from any thread.
     """
@@ -51,7 +51,7 @@ cdef class Status:
         return self.status == FORKED
 
     def is_running(self):
-        """Returns True from construction until `stop` or `close`; False in a forked child."""
+        """Returns True from construction, or `start`, until `stop` or `close`; False in a forked child."""
         return self.status == RUNNING or (self.status == CORRUPT and self.ran)
 
     cdef void set_gate(self) noexcept:
@@ -59,7 +59,7 @@ cdef class Status:
         self.gate = self.status if self.status or not self.calling else CALLING
 
     cdef int refuse(self) except -1:
-        """Raises the reason why the caller may not go on; returns if only a running procedure's thread may not."""
+        """Raises the reason why the caller may not go on; returns if only the thread of a procedure may not."""
         if self.calling and self.calling == PyThread_get_thread_ident():
             raise ProcedureError(
                 "a procedure called the state machine that runs it: it may read and write only through its tx")

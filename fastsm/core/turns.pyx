@@ -1,7 +1,7 @@
 """One writer at a time, first come, first served; and no thread ever waits for itself.
 
 A signal handler, a finalizer or a callback runs on top of whatever its thread is doing. If that is a write of the same
-machine, another write would wait for a turn that only the interrupted frame can give back. So a thread that asks for
+machine, another write would wait for a turn that only the interrupted frame can give back. So a thread that requests
 the turn gets a `ReentryError`, before anything has changed, if that thread
 
 - already has the turn, or waits for it;
@@ -39,8 +39,8 @@ cdef class Turns:
     """A lock that is granted in order of arrival; a place can be taken now, and waited for later by the keeper thread.
 
     Under the GIL a flag suffices: taking a free turn costs two nanoseconds. Signal handlers run between any two steps
-    of Python code, and finalizers whenever an object is made, so the code between a decision and what depends on it
-    contains neither. Thread safe.
+    of Python code, and finalizers whenever an object is made, so neither happens between a decision and what depends
+    on it. Thread safe.
     """
 
     def __cinit__(self):
@@ -55,7 +55,7 @@ cdef class Turns:
         self.leave()
 
     cdef int wait(self, check=None) except -1:
-        """Returns once the turn is the caller's: it is free, or was given to the caller, who must `take` it at once.
+        """Returns once the turn is the caller's: it is free, or was given to the caller, who must `take` it then.
 
         `check()` is called now and then during the wait; what it or a signal handler raises ends the wait.
         """
@@ -127,7 +127,7 @@ cdef class Turns:
         return False
 
     def step_aside(self, function):
-        """For closing: returns True if this thread will call `function()` as soon as it holds nothing any more.
+        """Returns True if this thread will call `function()`, a close, as soon as it holds nothing any more.
 
         Returns False if the caller may go on. An interrupted call of this thread that waits for the turn then gets a
         `NotRunningError`.
@@ -195,7 +195,7 @@ cdef class Turns:
         return WaitedFor(self)
 
     def lent(self, function):
-        """Returns `function` for another thread, which acts in the turn of the caller, who waits for it.
+        """Returns a call of `function` for another thread, which acts in the turn of the caller, who waits for it.
 
         What runs on top of it (such as a finalizer) is refused, and a close is put off, as on the caller's own thread.
         """
@@ -286,7 +286,7 @@ cdef class Checking:
 
 
 cdef class Lent:
-    """What `Turns.lent` returns."""
+    """The call that `Turns.lent` returns."""
     cdef Turns turns
     cdef object function
 

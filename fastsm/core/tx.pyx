@@ -7,12 +7,13 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastsm.command cimport ABSENT, NO_DEADLINE
-from fastsm.core.view cimport DONE, Found, NOT_A_NUMBER, Step
+from fastsm.core.view cimport DONE, Found, Step
 
 from fastsm.answering import after_prefix
+from fastsm.answers import REASONS
 from fastsm.command import MAX_KEY_SIZE, MAX_VALUE_SIZE, deadline_number
 from fastsm.errors import CommandError, ProcedureError
-from fastsm.procedures import is_trouble
+from fastsm.procedures import LONGEST_NUMBER, add_error, is_trouble
 from fastsm.types import LogId
 
 NUMBERS_END = 1 << 63
@@ -44,7 +45,7 @@ cdef class Tx:
         return f"<Tx of {self.procedure.name!r} at {tuple(self.entry)}{'' if self.view is not None else ', over'}>"
 
     def _trouble(self):
-        """Returns an error raised by a method that only this replica has, even if the procedure caught it; or None."""
+        """Returns the first replica-specific error that a method raised, even if the procedure caught it; or None."""
         return self.trouble
 
     def _end(self):
@@ -68,7 +69,7 @@ cdef class Tx:
         return self.view.look(data, size, self.view.table.hash(data, size), found)
 
     cdef bint find(self, key, Found *found) except -1:
-        """Returns whether a key exists, after checking this argument of the procedure."""
+        """Returns whether a key exists, after checking that this call may use the state."""
         key = taken(key, "key", MAX_KEY_SIZE)
         self.check()
         self.look(key, found)
@@ -168,7 +169,7 @@ cdef class Tx:
             raise self._noted(error)
 
     def touch(self, key, expires):
-        """Changes only the deadline of a key, or removes it (None); returns whether the key exists."""
+        """Changes only the deadline of a key, or removes the deadline (None); returns whether the key exists."""
         cdef bytes name
         cdef uint64_t deadline
         cdef Step step
@@ -204,7 +205,10 @@ cdef class Tx:
                 self.view.table.hash(<const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)),
                 number, first, &total, &found)
             if reason != DONE:
-                raise ValueError("not a number" if reason == NOT_A_NUMBER else "overflow")
+                old, size = None, 0
+                if found.size != ABSENT:
+                    old, size = found.value[:min(found.size, LONGEST_NUMBER)], found.size
+                raise add_error(data, old, size, first, number, REASONS[reason - 1])
             deadline = self.view.deadline_of(&found)
             self.view.write_bytes(self.index, self.position, data, str(total).encode(), deadline)
             return total

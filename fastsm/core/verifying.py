@@ -15,7 +15,7 @@ from fastsm.generation.verification import BackgroundVerification, Verification
 
 
 class Verifying:
-    """Verifies the files of one machine, whose engine is passed to each call; a result is dropped if they changed.
+    """Verifies the files of one machine, whose engine is passed to each call; a result is dropped if they have changed.
 
     Thread safe.
     """

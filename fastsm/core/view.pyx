@@ -32,7 +32,7 @@ cdef enum:
 cdef class PendingView:
     """Scratch memory of `apply`, reused for each chunk that reads before it writes.
 
-    Thread safety: used by one writer at a time. Pointers lead into commands and bytes objects that the chunk keeps
+    Thread safety: used by one writer at a time. Pointers point into commands and bytes objects that the chunk keeps
     alive, and into the arena, which `mapping` keeps valid.
     """
 

@@ -41,7 +41,6 @@ cdef class Prefixes:
 
 
 cdef class Group:
-    # The watches that wait for what is applied, or those that wait for what is durable.
     # Invariant: all changes after `reach` are in the present log, or in a log listed in `left`.
     cdef list waiting
     cdef Reach reach

@@ -158,7 +158,7 @@ cdef class Prefixes:
 
 
 cdef class Group:
-    """Watches that wait for the same end of the log. Thread safe, under the GIL."""
+    """The watches that wait for what is applied, or for what is durable. Thread safe, under the GIL."""
 
     def __cinit__(self):
         self.waiting = []

@@ -62,7 +62,7 @@ class MachineWatch(Watch):
         source: Any = self._source
         waiting = source.wait(self, None, None, (loop, future))
         if waiting is None:
-            await event_loops().sleep(0)  # a writer on this event loop may be just as quick
+            await event_loops().sleep(0)  # other tasks must run, even if changes come as fast as they are read
             return True
         timer = None if timeout is None else loop.call_later(timeout, set_result, future, None)
         try:

@@ -298,7 +298,10 @@ cdef class FrameFile:
         cdef uint64_t ahead = min(max(self.allocated / 4, <uint64_t>SMALLEST_GROWTH), <uint64_t>LARGEST_GROWTH)
         cdef uint64_t size = (needed + ahead + PAGE - 1) & ~<uint64_t>(PAGE - 1)
         if self.start + needed > ARENA_LIMIT:
-            raise StorageError(errno.EFBIG, f"base and log can take at most {ARENA_LIMIT} bytes", self.path)
+            raise StorageError(
+                errno.EFBIG,
+                f"expected at most {ARENA_LIMIT} bytes of base and log, found {self.start + needed} bytes; compact, or "
+                "write less at a time", self.path)
         with storage_errors(self.path, f"allocating {needed - self.allocated} bytes"):
             try:
                 self.directory.allocate(self.descriptor, self.allocated, size)

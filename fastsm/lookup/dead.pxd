@@ -4,7 +4,7 @@ from fastsm.lookup.table cimport prefetch
 
 cdef extern from *:
     """
-    /* Plain moves on every machine that we know, but in C only atomics may be used by two threads at a time. */
+    /* Plain moves on all known machines, but in C only atomics may be used by two threads at a time. */
     #define fastsm_load_relaxed(word) __atomic_load_n(word, __ATOMIC_RELAXED)
     #define fastsm_store_relaxed(word, value) __atomic_store_n(word, value, __ATOMIC_RELAXED)
     """

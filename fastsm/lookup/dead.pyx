@@ -20,7 +20,7 @@ cdef class DeadMap:
     """The bits of dead records, in blocks that never move: a holder of the map may read it without the GIL.
 
     Thread safety: `reserve` and `mark` by one writer at a time. A copy made in the meantime contains everything marked
-    before it began, and perhaps what is marked during it.
+    before it began, and perhaps what is marked while it is made.
     """
 
     def __dealloc__(self):

@@ -34,7 +34,7 @@ cdef class Index:
     cdef readonly DeadMap dead
     cdef readonly bint ordered             # there is an order, which must be told of new keys
     cdef readonly Order order
-    cdef readonly uint64_t live_bytes      # the total size of records that the tables lead to
+    cdef readonly uint64_t live_bytes      # the total size of records that the tables refer to
     cdef readonly uint64_t config_place    # of the newest config record; 0: none
     cdef readonly object metadata          # that of the newest snapshot recorded in a frame, or None
     cdef uint64_t metadata_place           # while frames are read: the place of the record with the metadata

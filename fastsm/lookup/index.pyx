@@ -291,7 +291,7 @@ cdef class Index:
         if self.dead.is_dead(place):
             return False
         if self.touches.count == 0 and place >= self.deadlines.doubtful:
-            return True  # most often; so the record is not looked at
+            return True  # the usual case, decided without reading the record
         if place < self.end and place + RECORD_KEY + record_key_size(record) > self.end:
             return False  # a wrong place from a saved table
         if record_operation(record) != RECORD_PUT or self.touches.count == 0:

@@ -3,15 +3,15 @@
 A key's entry may be the place of any of its records: the dead map tells whether that record is the newest, and if not,
 the table has the newest. So overwrites and deletes cost nothing here; only new keys are recorded, with one store each,
 and sorted into the tree at the next read, or on a thread if there are many. A reader that finds an entry of an older
-record replaces it by the newest, and removes entries of deleted keys.
+record replaces it with the newest, and removes entries of deleted keys.
 
     from the table, without the GIL    ─►  sorted  ─►  tree      when the order is needed for the first time
     from a saved table, already sorted             ─►  tree      when it was in use at the last close
     new keys, recorded by apply        ─►  sorted  ─►  tree      before each read: a few directly, many without the GIL
 
 A view consists of the tree at one moment, and the place after the last record of that moment. While it is open, apply
-notes for each key that it overwrites or deletes which record was the newest: the only fact that the view could not find
-out by itself.
+notes for each key that it overwrites or deletes which record was the newest: the only fact that the view could not
+determine later.
 """
 
 cimport cython
@@ -31,7 +31,7 @@ from fastsm.lookup.tree_changes cimport Children, insert, make_leaves, make_root
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() noexcept
 
-GLANCE = 0.05  # seconds between two checks whether waiting is still right
+GLANCE = 0.05  # seconds between two checks whether to go on waiting
 
 cdef enum:
     GATHERED = 16             # segments of the table that are read in one step: a few tenths of a millisecond
@@ -82,7 +82,7 @@ cdef class Order:
 
     @property
     def open_views(self):
-        """The number of readers that still use their moment."""
+        """The number of views that are open."""
         return self.moment_count
 
     # ---- notes -----------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ cdef size_t collect(
 cdef void keep_gone(
     Order order, const Walk *walk, const uint64_t *run, const uint64_t *places, const uint8_t *which, size_t count
 ) noexcept:
-    """Adds the entries of a run that lead to no key to `gone`, in the walk's direction."""
+    """Adds the entries of a run whose keys no longer exist to `gone`, in the walk's direction."""
     cdef size_t i, j
     for i in range(count):
         j = which[count - 1 - i] if walk.reverse else which[i]
@@ -98,7 +98,7 @@ cdef void keep_gone(
 
 
 cdef void resolve(Order order, uint64_t *places, const uint8_t *which, size_t count, Moment moment) noexcept:
-    """Replaces up to BLOCK places of outdated records by those of the newest records, now or at a moment.
+    """Replaces up to BLOCK places of outdated records with those of the newest records, now or at a moment.
 
     0: the key does not exist.
     """
@@ -198,7 +198,7 @@ cdef class OrderedView:
         return total
 
     cdef size_t count_stale(self, uint64_t *stale, size_t count) noexcept:
-        """Returns how many of these entries led to a key; removes the others from the present tree."""
+        """Returns how many of these entries had an existing key; removes the others from the present tree."""
         cdef uint64_t places[BLOCK]
         cdef uint8_t which[BLOCK]
         cdef Order order = self.order

@@ -81,7 +81,7 @@ cdef void push(
 cdef void begin_sort(
     Sorter *sorter, Item *items, size_t count, const uint8_t *arena, uint64_t dice
 ) noexcept nogil:
-    """Prepares sorting items whose places are set. `dice`: any number; it determines the pivots."""
+    """Prepares to sort items whose places are set. `dice`: any number; it determines the pivots."""
     sorter.items = items
     sorter.arena = arena
     sorter.dice = dice | 1
@@ -219,7 +219,7 @@ cdef int64_t split(Sorter *sorter, Span *span, int64_t left) noexcept nogil:
 
 
 cdef void part(Sorter *sorter, Span *span) noexcept nogil:
-    """Replaces a span that was split by its parts, the largest lowest on the stack."""
+    """Puts the parts of a split span in its place, the largest lowest on the stack."""
     cdef size_t bounds[3][2]
     cdef uint32_t order[3]
     cdef uint32_t depth = span.depth

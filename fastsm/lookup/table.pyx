@@ -8,11 +8,11 @@ Extendible hashing (Fagin, Nievergelt, Pippenger, Strong, TODS 1979) over open-a
     slot    | home and tag, 24 bits | next, 4 bits | place / 8, 36 bits |      0: empty
 
 A segment that is about three quarters full splits in two by the next bit of the hash, so the table grows by 32 KiB at a
-time, and no call ever waits for all keys to be rehashed. As all segments fill at the same rate, each has a limit of its
-own: with a common limit, all of them would split at almost the same time. A slot knows its home, so a delete closes the
-gap after it without reading keys, and leaves no tombstone. It also knows the next four bits by which its segment will
-split, so only every fourth split has to read keys. The table itself stores no keys; the caller passes the arena, in
-which places lead to records.
+time, without rehashing all keys. As all segments fill at the same rate, each has a limit of its own: with a common
+limit, all of them would split at almost the same time. A slot contains its home, so a delete closes the gap after it
+without reading keys, and leaves no tombstone. It also contains the next four bits by which its segment will split, so
+only every fourth split has to read keys. The table itself stores no keys; the caller passes the arena, in which places
+are offsets of records.
 
 The hash is SipHash-1-3 with a random seed. If more keys collide than chance allows (an attacker knows the seed), the
 table draws a new seed and rebuilds itself.
@@ -74,7 +74,7 @@ cdef inline uint64_t make_slot(uint64_t hashed, uint32_t depth, uint64_t place) 
 
 
 cdef inline uint32_t split_limit(uint64_t hashed, uint32_t depth) noexcept nogil:
-    """Returns how many keys make the segment that a hash leads to split: random, but always the same number."""
+    """Returns with how many keys the segment of a hash splits: random, but always the same for one segment."""
     cdef uint64_t name = (hashed >> 1) >> (63 - depth) | <uint64_t>1 << depth
     return SPLIT_FROM + <uint32_t>((name * <uint64_t>0x9E3779B97F4A7C15) >> (64 - SPLIT_BITS))
 
@@ -83,7 +83,7 @@ cdef class Table:
     """A hash table from keys to places: 8 bytes per slot, 12 to 22 bytes per key.
 
     Invariants (`check` asserts them):
-    - a key is in the segment that its hash leads to, and no empty slot lies between its home and its slot;
+    - a key is in the segment of its hash, and no empty slot lies between its home and its slot;
     - a segment of depth d is named by exactly the 2**(depth - d) directory entries that share its d bits;
     - every segment has an empty slot; `count` is the sum of the segments' counts.
 
@@ -320,7 +320,7 @@ cdef class Table:
         return 1
 
     cdef void share_out(self, const uint8_t *arena, Segment *low, Segment *high) noexcept nogil:
-        """Moves the slots of `low` whose next hash bit is set to `high`, in the order of their homes."""
+        """Moves those slots of `low` to `high` whose next hash bit is 1, in the order of their homes."""
         cdef uint64_t slots[SEGMENT_SLOTS]
         cdef uint32_t bit = PLACE_BITS + NEXT_BITS - 1 - ((low.depth - 1) & (NEXT_BITS - 1))
         cdef Segment *target

@@ -30,7 +30,7 @@ ctypedef struct Run:
 
 
 ctypedef struct RunMark:
-    # What entries change that are noted after it.
+    # What is changed by noting entries after the mark, and restored by `rewind`.
     uint32_t count
     uint64_t index
     uint64_t term

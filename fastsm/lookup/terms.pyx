@@ -123,7 +123,7 @@ cdef class Terms:
         return not outside
 
     cdef void runs_of(self, const uint64_t *indexes, size_t count, size_t *runs) noexcept nogil:
-        """`run_of` for up to LANES indexes: their searches proceed in lockstep, so their cache misses overlap."""
+        """Does `run_of` for up to LANES indexes: their searches proceed in lockstep, so their cache misses overlap."""
         cdef const uint64_t *last = self.last
         cdef uint64_t wanted[LANES]
         cdef size_t low[LANES]
@@ -149,7 +149,7 @@ cdef class Terms:
         return True
 
     cdef void round_down(self, uint64_t *index, uint64_t *term) noexcept nogil:
-        """Replaces an id between two runs, where no entry was seen, by the id of the entry before it."""
+        """Replaces an id between two runs, where no entry was seen, with the id of the entry before it."""
         cdef size_t run = self.run_of(index[0])
         if run < self.count and self.first[run] <= index[0]:
             return
@@ -319,7 +319,7 @@ cdef class RunList:
 
 
 cdef object integers_of(np, ids, given):
-    """Returns integers that have no type of NumPy's in common as uint64; `given` if some are not integers."""
+    """Returns integers for which NumPy has no common type as uint64; `given` if some are not integers."""
     cdef list found = []
     cells = np.array(ids, dtype=object)
     try:

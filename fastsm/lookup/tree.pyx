@@ -1,6 +1,6 @@
 """A tree of places in the order of their keys.
 
-A B+tree without keys: a place always leads to the same record, and the record has the key. Nodes take only the memory
+A B+tree without keys: a place is always that of the same record, and the record has the key. Nodes take only the memory
 they use: 8.5 bytes per key, wherever new keys are inserted. A node with a single reference is changed in place; a
 shared one is copied, together with the path to it (Driscoll, Sarnak, Sleator, Tarjan, JCSS 1989). So a reader that
 holds a root keeps the tree as it was, at no cost.
@@ -53,7 +53,7 @@ cdef void release(Node *node) noexcept nogil:
 cdef size_t lower_bound(
     Work *work, const uint64_t *places, size_t first, size_t stop, const uint8_t *key, size_t size
 ) noexcept nogil:
-    """Returns the first place in [first, stop) whose key is not less."""
+    """Returns the first position in [first, stop) whose key is not less than `key`; `stop` if there is none."""
     cdef size_t middle
     while first < stop:
         middle = first + (stop - first) / 2
@@ -68,7 +68,7 @@ cdef size_t lower_bound(
 cdef size_t gallop(
     Work *work, const uint64_t *places, size_t first, size_t stop, const uint8_t *key, size_t size
 ) noexcept nogil:
-    """`lower_bound` in O(log distance from `first`)."""
+    """Does the same as `lower_bound`, in O(log distance from `first`)."""
     cdef size_t step = 1
     while first + step <= stop:
         work.comparisons += 1
@@ -80,7 +80,7 @@ cdef size_t gallop(
 
 
 cdef size_t child_for(Work *work, Node *node, size_t first, const uint8_t *key, size_t size) noexcept nogil:
-    """Returns the last child whose least key is not greater, or `first`."""
+    """Returns the last child whose least key is not greater than `key`, or `first`."""
     cdef Child *children = children_of(node)
     cdef size_t low = first + 1
     cdef size_t high = node.count
@@ -98,7 +98,7 @@ cdef size_t child_for(Work *work, Node *node, size_t first, const uint8_t *key, 
 # ---- walk ----------------------------------------------------------------------------------------------
 
 cdef void seek(Work *work, Cursor *cursor, Node *root, const uint8_t *key, size_t size, bint at_end) noexcept nogil:
-    """Moves to the first place whose key is not less; without a key, to the start or the end of the tree."""
+    """Moves to the first place whose key is not less than `key`; without a key, to the start or the end."""
     cdef Node *node = root
     cdef size_t at
     cursor.depth = 0

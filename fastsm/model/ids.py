@@ -1,4 +1,4 @@
-"""The ids of entries in the model: which terms the list of those seen gives, and which ids agree with it."""
+"""The ids of entries in the model: which terms follow from the list of seen entries, and which ids fit it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fastsm.types import LogId
 
 
 def checked_id(log_id: Sequence[Any]) -> LogId:
-    """Returns an id of two numbers that an entry can have."""
+    """Converts two numbers to an id; ``OrderError`` if no entry can have it."""
     index, term = operator.index(log_id[0]), operator.index(log_id[1])
     return LogId(index_of(index), index_of(term, "term"))
 
 
 def term_of(index: int, seen: list[LogId]) -> int | None:
-    """Returns the term of an entry, also of one that was not seen, if it is between two of one term."""
+    """Returns the term of an entry that was seen, or that is between two seen entries of one term; otherwise None."""
     at = bisect_left(seen, (index,))
     if at == len(seen):
         return None
@@ -29,7 +29,7 @@ def term_of(index: int, seen: list[LogId]) -> int | None:
 
 
 def fits(one: LogId, seen: list[LogId]) -> bool:
-    """Returns whether an entry fits the history of those seen: one term per entry, and terms never fall."""
+    """Returns whether an entry fits the history of the seen entries: one term per entry, and terms never fall."""
     before = max((other for other in seen if other.index <= one.index), default=LogId())
     after = min((other for other in seen if other.index >= one.index), default=one)
     return before.term <= one.term <= after.term and (before.index != one.index or before == one)

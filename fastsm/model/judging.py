@@ -1,4 +1,4 @@
-"""The outcome of each entry on the model: every command, judged over the state that earlier entries left."""
+"""The outcome of each entry in the model: every command is judged over the state that earlier entries left."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from fastsm.types import (
     ValueIs,
 )
 
-ANSWERING = (Add, Read, DeleteRange, Tick)  # these always answer, alone
+ANSWERING = (Add, Read, DeleteRange, Tick)  # each of these answers if it is an entry of its own
 MAKE_A_BATCH_ANSWER = (Add, DeleteRange, Touch)
 MAY_BE_REFUSED = (Batch, Transaction, Call, Once)  # these may be refused after they have written something
 
@@ -130,7 +130,7 @@ class Judge:
         return result
 
     def do(self, command: Any, written: Written) -> Any:  # one case for each kind
-        """Does a command and returns its value; raises ``Refused`` if that is impossible."""
+        """Executes a command and returns its value; raises ``Refused`` if that is impossible."""
         if isinstance(command, Put):
             written.put(command.key, command.value, command.expires)
         elif isinstance(command, Delete):

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 class MemoryStateMachine(StateMachine):
     """A state machine in plain Python: the model that tests compare with, and a stand-in for use in embedders' tests.
 
-    Nothing is durable; ``flush`` and similar methods only record what would be. Every write since the last install is
-    kept, and repeated by a snapshot. Thread safety: none.
+    Nothing is durable; ``flush`` and similar methods only record what would be durable. Every write since the last
+    install is kept, and a snapshot repeats these writes. Thread safety: none.
     """
 
     _judges: ClassVar[type[Judge]] = Judge
@@ -76,13 +76,13 @@ class MemoryStateMachine(StateMachine):
 
     def stop(self) -> None:
         self.flush()
-        self._end("this state machine was stopped")
+        self._end("this state machine was stopped during the wait: wait again after start()")
 
     def close(self) -> None:
-        """Ends it for good: afterwards only ``close`` and ``is_running`` work. Idempotent."""
+        """Closes the state machine for good: afterwards only ``close`` and ``is_running`` work. Idempotent."""
         self._refuse_procedure()
         self._closed = self._history.closed = True
-        self._end("this state machine was closed")
+        self._end("this state machine was closed during the wait: make another one")
 
     def _end(self, why: str) -> None:
         self._running = False
@@ -267,7 +267,7 @@ class MemoryStateMachine(StateMachine):
             self._waiters.wait(checked_id((index, 0)).index, timeout)
 
     async def wait_applied_async(self, index: int) -> None:
-        """:meth:`wait_applied` for coroutines."""
+        """Does the same as :meth:`wait_applied`, for coroutines."""
         if not self._is_applied(index):
             await self._waiters.wait_async(checked_id((index, 0)).index)
 
@@ -301,7 +301,9 @@ class MemoryStateMachine(StateMachine):
         if log_id == last:
             return
         if log_id.index <= last.index or log_id.term < last.term:
-            raise OrderError(f"last applied is {last}, cannot become {log_id}", index=log_id.index)
+            raise OrderError(
+                f"last applied is {last}, cannot become {log_id}: indexes rise and terms never fall",
+                index=log_id.index)
         self._state.seen.append(log_id)
         self._waiters.tell()
         self._history.wake()
@@ -315,7 +317,7 @@ class MemoryStateMachine(StateMachine):
         self.flush()
 
     def durable(self) -> LogId:
-        """Returns the last applied entry at the last flush."""
+        """Returns the entry that was the last applied one at the last flush."""
         self._require_open()
         return self._durable
 
@@ -326,7 +328,9 @@ class MemoryStateMachine(StateMachine):
         last = checked_id(pair_of(metadata.last_included, "last_included"))
         metadata = checked_metadata(metadata, "the state in memory")
         if last.index > self.last_applied().index:
-            raise SnapshotRangeError(f"a snapshot as of {last} cannot be of this state, up to {self.last_applied()}")
+            raise SnapshotRangeError(
+                f"a snapshot as of {last} cannot be of this state: last applied is {self.last_applied()}; apply the "
+                "entries, or install the snapshot, first")
         self._metadata = metadata
 
     def snapshot_metadata(self) -> SnapshotMetadata | None:
@@ -355,9 +359,9 @@ class MemoryStateMachine(StateMachine):
     ) -> SnapshotMetadata:
         """Writes ``directory/snapshot.fsm``: the state exactly as of ``last_included``, by default last applied.
 
-        Any id from the base to last applied is possible, even in a gap, if the entry can have its term; an id between
-        two terms stands for the entry before it. Other ids raise ``SnapshotRangeError``. The metadata is recorded if
-        newer than the recorded one.
+        ``last_included``: any id from the base to last applied; an id in a gap between two terms stands for the last
+        entry before the gap. Other ids, and terms that the entry cannot have, raise ``SnapshotRangeError``. The
+        metadata is recorded if newer than the recorded one.
         """
         self._require()
         if compress not in {None, *CODECS}:
@@ -420,7 +424,7 @@ class MemoryStateMachine(StateMachine):
     def install_snapshot(
         self, metadata: SnapshotMetadata | None, path: str | os.PathLike[str], *, allow_older: bool = False
     ) -> None:
-        """Replaces the state by a snapshot's; ``path`` is its file, or the directory that contains it.
+        """Replaces the state with a snapshot's; ``path`` is its file, or the directory that contains it.
 
         With ``metadata=None`` the file's own is used. Raises ``SnapshotFormatError``, ``ChecksumMismatchError``,
         ``StaleSnapshotError``; then the old state is intact.
@@ -448,14 +452,17 @@ class MemoryStateMachine(StateMachine):
         self.flush()
         self._end_watches()
         if last.index < before or last.index == 0:
-            self._waiters.end(OrderError(f"the state was replaced by an older one, as of {last}"))
+            self._waiters.end(OrderError(
+                f"an older state, as of {last}, has replaced the state: if it will apply this entry, wait again"))
         self._waiters.tell()
 
     def _refuse_contradiction(self, last: LogId, theirs: list[LogId]) -> None:
         """Refuses what ``apply`` refuses for an entry: a term that contradicts the known one, or a falling term."""
         applied = self.last_applied()
         if not (fits(last, self._state.seen) and (last.index <= applied.index or fits(applied, theirs))):
-            raise OrderError(f"a snapshot as of {last} contradicts {applied}", index=last.index)
+            raise OrderError(
+                f"a snapshot as of {last} contradicts what is applied here, up to {applied}; to install the snapshot "
+                "nevertheless, call clear() first", index=last.index)
 
     async def apply_snapshot_from_file(
         self, metadata: SnapshotMetadata | None, snapshot_path: str | os.PathLike[str]
@@ -467,7 +474,7 @@ class MemoryStateMachine(StateMachine):
         """Returns to the initial empty state."""
         self._require_open()
         self._forget()
-        self._waiters.end(OrderError("the state was reset"))
+        self._waiters.end(OrderError("the state was reset: if this entry will be applied again, wait again"))
 
     async def reset(self) -> None:
         self.clear()

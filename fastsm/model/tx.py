@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 from fastsm.answering import deadline_number
 from fastsm.command import MAX_KEY_SIZE, MAX_VALUE_SIZE
 from fastsm.errors import CommandError, ProcedureError
-from fastsm.procedures import is_trouble
+from fastsm.procedures import add_error, is_trouble
 from fastsm.snapshot.model import State
 from fastsm.types import LogId
 
@@ -97,7 +97,7 @@ class Written:
         return found
 
     def tick(self, now: int, limit: int | None) -> int:
-        """Moves the clock, and removes what is due; returns how many."""
+        """Moves the clock, and removes the keys and sessions that are due; returns how many."""
         if now > self.state.clock:
             self._step("set_clock", now)
         keys = [key for expires, key in self.state.deadlines_of_keys() if expires <= self.state.clock]
@@ -132,7 +132,7 @@ class Written:
 
 
 def noting(method: Method) -> Method:
-    """Decorates a method of ``Tx`` to record trouble that it raises, since the procedure may catch it."""
+    """Decorates a method of ``Tx`` to record a replica-specific error that it raises: the procedure may catch it."""
 
     @functools.wraps(method)
     def noted(self: Tx, *arguments: Any, **options: Any) -> Any:
@@ -177,7 +177,9 @@ class Tx:
     @property
     def _pending(self) -> Written:
         if self._written is None or self._thread != get_ident():
-            raise ProcedureError(f"tx at entry {self._entry.index}: the call is over, or this is another thread")
+            raise ProcedureError(
+                f"tx at entry {self._entry.index}: the call is over, or this is another thread; only the call's own "
+                "thread may use tx, until the call ends")
         return self._written
 
     @noting
@@ -240,11 +242,13 @@ class Tx:
     @noting
     def add(self, key: Any, delta: int, *, initial: int = 0) -> int:
         """Adds to a number; raises ``ValueError`` if that is impossible."""
-        key, numbers = self._bytes(key, "key", MAX_KEY_SIZE), [_integer(delta), _integer(initial)]
+        key, numbers = self._bytes(key, "key", MAX_KEY_SIZE), [_integer(delta, "delta"), _integer(initial, "initial")]
         try:
             return self._pending.add(key, *numbers)
         except Refused as refused:
-            raise ValueError(refused.reason) from None
+            value = self._pending.state.values.get(key)
+            delta, initial = numbers
+            raise add_error(key, value, len(value or b""), initial, delta, refused.reason) from None
 
     @noting
     def delete_range(self, start: Any, end: Any) -> int:
@@ -276,8 +280,8 @@ def _deadline(expires: Any) -> int | None:
     return None if expires is None else int(deadline_number(expires))
 
 
-def _integer(number: Any) -> int:
+def _integer(number: Any, name: str) -> int:
     integer = operator.index(number)
     if not -(2**63) <= integer < 2**63:
-        raise CommandError(f"{integer}: expected -2**63 to 2**63 - 1")
+        raise CommandError(f"{name} {integer}: expected -2**63 to 2**63 - 1")
     return integer

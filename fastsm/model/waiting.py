@@ -10,7 +10,7 @@ from fastsm.event_loops import event_loops
 
 
 class Waiter:
-    """A caller that waits for an index: ``tell()`` is called when it is applied, or ``error`` says why not."""
+    """A caller that waits for an entry; ``tell()`` is called at the end. ``error``: why the entry is not applied."""
 
     def __init__(self, index: int, tell: Callable[[], object]) -> None:
         self.index = index
@@ -19,7 +19,7 @@ class Waiter:
 
 
 class Waiters:
-    """All waiting callers of one state machine; ``applied`` returns how far it has applied."""
+    """All waiting callers of one state machine; ``applied`` returns the last applied index."""
 
     def __init__(self, applied: Callable[[], int]) -> None:
         self._applied = applied
@@ -31,12 +31,13 @@ class Waiters:
         waiter = self._add(index, over.set)
         if not over.wait(timeout):
             self._remove(waiter)
-            raise TimeoutError(f"entry {index} was not applied within {timeout} s")
+            raise TimeoutError(
+                f"entry {index} was not applied within {timeout} s: last applied is entry {self._applied()}")
         if waiter.error is not None:
             raise waiter.error
 
     async def wait_async(self, index: int) -> None:
-        """:meth:`wait` for coroutines."""
+        """Does the same as :meth:`wait`, for coroutines."""
         asyncio = event_loops()
         loop, over = asyncio.get_running_loop(), asyncio.Event()
         waiter = self._add(index, lambda: loop.call_soon_threadsafe(over.set))
@@ -56,7 +57,7 @@ class Waiters:
             waiter.tell()
 
     def end(self, error: FastsmError) -> None:
-        """Tells all callers that their entry will not come, and why."""
+        """Tells all callers that their entry will not be applied, and why."""
         ended, self.waiting = self.waiting, []
         for waiter in ended:
             waiter.error = error

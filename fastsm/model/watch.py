@@ -1,4 +1,4 @@
-"""The model's watch: the list of all changes, searched from a place on; deliberately plain."""
+"""The model's watch: searches the list of all changes, starting at a position; deliberately plain."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ class Moment(NamedTuple):
 
 
 class History:
-    """What a watch needs from a model: terms, and `look`, which raises if it is not running. Thread safety: none."""
+    """What a watch needs from a model: terms, and `look`, which raises if the model is not running.
+
+    Thread safety: none.
+    """
 
     def __init__(self, look: Callable[[], Moment], term_of: Callable[[int], int | None]) -> None:
         self.look = look
@@ -49,7 +52,7 @@ class History:
 
     @contextmanager
     def waking(self, wake: Callable[[], object]) -> Iterator[None]:
-        """Within the block, `wake()` is called whenever it is worth looking again."""
+        """Calls `wake()`, within the block, whenever it is worth looking again."""
         self.waiting.append(wake)
         try:
             yield
@@ -90,7 +93,7 @@ class MemoryWatch(Reads):
 
     @property
     def position(self) -> Position:
-        """Where it continues."""
+        """Where the watch continues."""
         return Position(self._index, self._term, self._offset)
 
     # ---- the history -----------------------------------------------------------------------------------
@@ -117,7 +120,7 @@ class MemoryWatch(Reads):
         if not self._checked and self._index <= applied.index:
             known = self._known_term()
             if self._term not in (None, known):
-                self._gone(f"it is of term {known}")
+                self._gone(f"that entry has term {known} here, not {self._term}")
             self._term, self._checked = known, True
         if self._index == base.index and not self._whole:
             if self._offset:
@@ -158,7 +161,7 @@ class MemoryWatch(Reads):
 
     def _begin(self) -> None:
         if self._reading:
-            raise ReentryError("this watch is being read already")
+            raise ReentryError("this watch is being read already: it has one consumer; open a watch for each consumer")
         self._reading = True
 
     def _end(self) -> None:

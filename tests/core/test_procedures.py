@@ -155,16 +155,27 @@ def test_a_bad_argument_is_a_failure(make: Make, use: Callable[[Any], Any]) -> N
 
 
 def test_an_error_that_it_catches_is_its_own_affair(make: Make) -> None:
-    """An invalid number may be requested, and the error ignored."""
+    """An impossible addition may be tried, and the error ignored; it names the key, and what was found there."""
     def p(tx: Any, payload: bytes) -> Any:
-        try:
-            tx.add(b"k", 1)
-        except ValueError as error:
-            return str(error).encode()
+        tx.put(b"large", b"%d" % (2**63 - 1))
+        tx.put(b"x" * 99, b"9" * 99)
+        said = []
+        for key, delta, initial in ((b"k", 1, 0), (b"x" * 99, 1, 0), (b"large", 2, 0), (b"new", 2**62, 2**62)):
+            with pytest.raises(ValueError, match="key") as caught:
+                tx.add(key, delta, initial=initial)
+            said.append(str(caught.value).encode())
+        return said
 
     machine = make(p)
     machine.apply(PUT)
-    assert run(machine) == Answer(True, b"not a number")
+    text = "not a number: expected an integer as text, such as b'-42', from -2**63 to 2**63 - 1, found"
+    total = "overflow: expected a sum from -2**63 to 2**63 - 1, found"
+    name = f"b'{'x' * 26}...{'x' * 28}'"
+    assert run(machine) == Answer(True, [
+        f"key b'k': {text} b'v'; put a number first".encode(),
+        f"key {name}: {text} 99 bytes; put a number first".encode(),
+        f"key b'large': {total} {2**63 - 1} + 2; the value is unchanged".encode(),
+        f"key b'new': {total} {2**62} + {2**62}; the value is unchanged".encode()])
 
 
 @pytest.mark.parametrize(
