@@ -173,9 +173,9 @@ def read_piece(int descriptor, size, offset):
 
 
 def known_frames(int descriptor, head, current):
-    """Returns the end of the frame that CURRENT names, and its checksum, which it verifies in the file.
+    """Returns the end and the checksum of the frame that CURRENT names, if the file has that frame there.
 
-    If CURRENT names no frame, or the file has another one there, returns the end of the log's header and its checksum.
+    If CURRENT names no frame, or the file has another one, returns the end of the log's header, and its checksum.
     """
     cdef const uint8_t *frame
     nothing = LOG_HEADER_SIZE, headers.head_checksum(headers.pack_log_head(head))

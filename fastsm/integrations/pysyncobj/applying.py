@@ -248,7 +248,7 @@ class Applying(Replication):
     def _fastsm_apply_others(self, entries: list[tuple[int, int, bytes]], stop: float) -> int:
         """Applies entries of PySyncObj's own one by one, as long as there is time; returns how many.
 
-        The state machine gets them as entries without effect: the last one it has applied is that of the method called.
+        The state machine gets them as entries without effect; the entry of a method is applied there before the call.
         """
         commands = self._fastsm_journal.entries(entries[0][0], len(entries))
         waiting = self._SyncObj__commandsWaitingCommit
