@@ -152,7 +152,7 @@ def test_lines_written_by_hand_are_entries_of_their_own(tmp_path):
         ([b'{"operation": "state", "keys": true}'], "line 1: expected a number of keys"),
         ([b"[" * 100_000], "line 1: expected a JSON object"),
         ([b'{"a":' * 100_000], "line 1: expected a JSON object"),
-        ([b'{"index": ' + b"9" * 5000 + b"}"], "line 1: expected an object of JSON"),
+        ([b'{"index": ' + b"9" * 5000 + b"}"], "line 1: expected a JSON object"),
         ([b'{"index": true, "key": "a", "value": ""}'], "line 1: expected an index"),
         ([b'{"index": 18446744073709551615, "key": "a", "value": ""}'], "line 1: expected an index"),
         ([b'{"index": 0, "key": "a", "value": ""}'], "line 1: expected an index of at least 1"),
