@@ -66,7 +66,7 @@ files to memory to the machine; each module imports only modules listed before i
         ordered, timed      reads in the order of the keys: scans, counts, iterators; clock and deadlines
         scratch             memory for what judging a chunk makes
         view, ranging       the state as commands in a chunk see it; ranges of it
-        expiring, tx        as ticks see it; as procedures see it
+        expiring, tx        the state as ticks see it; as procedures see it
         judging             the outcome of each entry of a chunk
         chunk, turns        a chunk being applied; one writer at a time
         group_commit        one sync for all flushes that overlap
@@ -104,7 +104,7 @@ files to memory to the machine; each module imports only modules listed before i
     model/                  the same state machine on a dict, for tests and as a specification
         ids                 the ids of entries: terms, and which ids agree
         tx, judging         what an entry writes; the outcome of each entry
-        waiting, watch      callers that wait for an entry; the list of changes, from a place on
+        waiting, watch      callers that wait for an entry; the list of changes, from a position on
         machine             MemoryStateMachine
     integrations            Raft libraries that run on fastsm; imported only when used
     tools/                  what people and the command line use

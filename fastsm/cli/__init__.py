@@ -1,4 +1,4 @@
-"""The command ``fastsm``: draws what the modules below it do. A module for each group of commands."""
+"""The command ``fastsm``, a thin layer over the rest of the package. Each group of commands has a module."""
 
 from fastsm.cli import bench, demo, look, move, upkeep, watch
 from fastsm.cli.app import app

@@ -90,7 +90,7 @@ def told_in_one_line() -> Iterator[None]:
         if isinstance(error, OSError) and error.strerror and error.filename:
             fail(f"{os.fsdecode(error.filename)}: {error.strerror}")
         if isinstance(error, OSError) and error.strerror:
-            give_up_output()  # of a stream: errors of files name the file
+            give_up_output()  # an error without a file name is one of the output stream
             fail(f"standard output: {error.strerror}")
         fail(error)
     finally:
@@ -105,7 +105,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 
 
 def key_bytes(text: str, coded: bool) -> bytes:
-    """Returns a key as it was typed: UTF-8, or the bytes from the shell."""
+    """Returns the bytes of a key: as it was typed in the shell, or, if ``coded``, decoded from Base64."""
     if not coded:
         return os.fsencode(text)
     try:

@@ -48,7 +48,7 @@ def bench(
 def draw(found: list[benchmark.Measured]) -> None:
     about = benchmark.machine()
     rows = benchmark.table(found)
-    drawn = Table(title=f"{benchmark.KEYS:,} keys of 16 bytes, values of 100; less is better", title_justify="left")
+    drawn = Table(title=f"{benchmark.KEYS:,} keys of 16 bytes, values of 100; lower is better", title_justify="left")
     for i, name in enumerate(next(rows)):
         drawn.add_column(name, justify="right" if i else "left", style="bold" if name == "fastsm" else "")
     for row in rows:

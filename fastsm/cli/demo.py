@@ -1,4 +1,4 @@
-"""``fastsm demo``, drawn."""
+"""``fastsm demo``: draws what ``fastsm.tools.demo`` does."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def demo(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="Draws the history and the moment of the kill.", show_default="random"),
+        typer.Option(help="Determines the history and the moment of the kill.", show_default="random"),
     ] = None,
-    chunk: Annotated[int, typer.Option(min=1, help="Entries applied at once.")] = 1000,
+    chunk: Annotated[int, typer.Option(min=1, help="Entries per call of apply.")] = 1000,
     source: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Kill a process that applies entries, recover, and compare every key.

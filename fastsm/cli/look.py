@@ -181,7 +181,7 @@ def pair_line(key: bytes, value: bytes, expires: int | None) -> dict[str, object
 
 
 def table_of(pairs: list[tuple[bytes, bytes, int | None]], width: int) -> Table:
-    """Shows keys in full, on at most half of the width; values as far as there is room; deadlines if there are any."""
+    """Returns a table: whole keys, on up to half of the width; values if there is room; deadlines if there are any."""
     keys = [shown(key, len(key)) for key, _, _ in pairs]
     widest = max(min(max(map(len, keys), default=3), width // 2), 3)
     deadlines = [str(expires) for _, _, expires in pairs if expires is not None]

@@ -19,7 +19,7 @@ from fastsm.units import size_text
 def compact(
     directory: Dir,
     retain: Annotated[
-        int, typer.Option(min=0, help="As of each of this many last entries, snapshots can still be taken.")
+        int, typer.Option(min=0, help="Snapshots as of any of this many last entries stay possible.")
     ] = 10_000,
 ) -> None:
     """Free the space of overwritten and deleted values.

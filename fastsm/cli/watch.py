@@ -51,6 +51,6 @@ def watch(
 def require_reader() -> None:
     """Raises ``BrokenPipeError`` if the output no longer has a reader, even if there is nothing to write."""
     poll = select.poll()
-    poll.register(1, 0)  # for a pipe or socket whose other end is gone, that is reported for any requested events
+    poll.register(1, 0)  # a pipe or socket whose other end is gone is reported whatever events are requested
     if any(found & (select.POLLERR | select.POLLHUP) for _, found in poll.poll(0)):
         raise BrokenPipeError

@@ -1,4 +1,5 @@
-"""Byte layouts, checksums, and every call to the system that touches a file.
+"""Byte layouts, checksums, and the calls to the system by which the files of a state are handled.
 
-Only this folder knows an offset, opens, maps, syncs or renames. It may import `errors`, `types` and `units`.
+Only this folder opens, syncs and renames those files, and defines the layouts of most of them (those of a Raft log's
+entries are in `journal`). It may import `errors`, `types` and `units`.
 """

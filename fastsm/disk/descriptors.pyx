@@ -38,7 +38,7 @@ cdef extern from * nogil:
 
     /* Starting writeback: one thread per process makes the calls, since the system blocks a calling thread while the
        disk's queue is full. Requests are hints: if too many wait, the next one is dropped, and the sync has more to do.
-       The thread uses no Python, and ends after a second without requests. */
+       The thread runs no Python code, and ends after a second without requests. */
     #define FASTSM_REQUESTS 64
     static struct {
         pthread_mutex_t lock;
@@ -169,7 +169,7 @@ cdef enum:
     PACE_WINDOW = 8 << 20
 
 if follow_forks():
-    raise MemoryError("no memory to follow forks")
+    raise MemoryError("not enough memory to register the handlers for forks")
 
 
 cdef class Descriptor:
@@ -321,7 +321,7 @@ def pace_writeback(int descriptor, off_t start, off_t stop):
 
 
 cdef int pace(int descriptor, int64_t start, int64_t stop) noexcept nogil:
-    """`pace_writeback` without the GIL; returns 0 or the system's error."""
+    """Does what `pace_writeback` does, without the GIL; returns 0 or the system's error."""
     cdef off_t size
     while start < stop:
         size = min(stop - start, <off_t>PACE_PIECE)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 LOCK = "LOCK"
-MADE_AGAIN = frozenset({LOCK, "PUBLISHED"})  # by the next opening; they hold nothing of the state
+MADE_AGAIN = frozenset({LOCK, "PUBLISHED"})  # the next opening makes them again: they hold nothing of the state
 LOCK_PAUSE = 0.02  # seconds between two attempts to get a lock that another process has
 LOCK_MOMENT = 0.002  # seconds of attempts, at least
 ASKED_SECONDS = 5.0  # seconds of attempts while the lock's holders only look up the owner
@@ -35,7 +35,7 @@ NO_DIRECTORY_LOCK = (errno.EBADF, errno.ENOLCK)  # NFS, whose locks need a file 
 NO_REGULAR_FILE = {errno.ELOOP: "a symbolic link", errno.EISDIR: "a directory", errno.ENXIO: "another kind of file"}
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # how a full disk, a quota or a limit is reported
 NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # how file systems report unsupported calls
-PIECE = mmap.PAGESIZE << 12  # usually 16 MiB: rewritten at a time, and larger than any page of the cache
+PIECE = mmap.PAGESIZE << 12  # usually 16 MiB, which are rewritten at a time; larger than any page of the page cache
 
 Init = TypeVar("Init", bound=Callable[..., None])
 
@@ -143,7 +143,7 @@ class Directory:
             # Overwrite, then truncate: another process that is refused right now should rarely read an old holder.
             os.pwrite(lock.number, content, 0)
             os.ftruncate(lock.number, len(content))
-        # The disk is full: flock is the lock; the content is only informative, but must not name another process
+        # The disk is full. The lock is held all the same: the content is for people, but must not name another process
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(lock.number, 0)
@@ -212,7 +212,7 @@ class Directory:
         return ReentryError(f"{self.path}: this thread is putting a snapshot in place already; call again later")
 
     def leave(self) -> None:
-        """In a forked child, which may be in the middle of any operation: leaves the files to the parent.
+        """Leaves the files to the parent; for a forked child, which may be in the middle of any operation.
 
         Closes the lock's descriptor without unlocking, which would release the parent's lock. Cleanup in the child then
         removes nothing, and any other access by name is an error.
@@ -343,7 +343,7 @@ class Directory:
 
     # ---- open files -----------------------------------------------------------------------------------
 
-    # Plain C functions, not methods: no signal handler can run between the system's answer and the caller's reaction.
+    # Plain C functions, not methods: no signal handler can run between the system call and the caller's next step.
     sync = staticmethod(_sync_data)
     write = staticmethod(descriptors.write_at)
     start_writeback = staticmethod(descriptors.start_writeback)

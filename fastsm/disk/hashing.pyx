@@ -1,7 +1,7 @@
 """The two hash functions: a keyed one for the table, an unkeyed one for checking frames.
 
 SipHash-1-3 is used to find keys: an attacker who chooses keys without knowing the seed cannot make them collide. XXH64
-is used to check frames: it is cheaper than the copy that it protects, and protects against accidents, not attackers.
+is used to check frames: it costs less than copying the same bytes, and protects against accidents, not attackers.
 Both are implemented here from their specifications, inlined where they are hot, and tested against CPython's own
 SipHash and the `xxhash` package.
 """
@@ -9,7 +9,7 @@ SipHash and the `xxhash` package.
 import sys
 
 if sys.byteorder != "little":
-    raise ImportError("fastsm reads and writes its formats in place: it needs a little-endian machine")
+    raise ImportError("fastsm uses its formats in place: it needs a little-endian machine, and this one is big-endian")
 
 
 cdef inline uint64_t xxh64_merge(uint64_t hashed, uint64_t lane) noexcept nogil:
@@ -62,7 +62,7 @@ cdef void begin_hash(Hash *state, uint64_t seed) noexcept nogil:
 
 
 cdef void feed_hash(Hash *state, const uint8_t *data, size_t size) noexcept nogil:
-    """Takes the next bytes. 32-byte stripes that span two calls are copied together."""
+    """Takes the next bytes. A 32-byte stripe that spans two calls is first put together in `state.stripe`."""
     cdef const uint8_t *end = data + size
     cdef size_t taken
     state.total += size

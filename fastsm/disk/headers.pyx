@@ -69,7 +69,7 @@ class SavedPart(NamedTuple):
 
 
 class SavedTable(NamedTuple):
-    """The header of a saved table: the place in a log's life at which it was made, and what follows."""
+    """The header of a saved table: the point in the log at which it was made, and the sizes of what follows."""
     identity: int         # of the log
     log_offset: int       # the end of the frames that it covers
     log_start: int        # where the log starts in the arena
@@ -104,7 +104,7 @@ class SavedTable(NamedTuple):
 
     @property
     def sections(self):
-        """Where each section is."""
+        """The offset of each section."""
         runs = TABLE_HEADER_BYTES
         metadata = runs + TERM_RUN_SIZE * self.runs
         dead = metadata + align8(self.metadata_size)
@@ -127,7 +127,7 @@ class SavedTable(NamedTuple):
             at + 8 * self.ordered)
 
 
-# Reserved zeros follow the version, and the fields.
+# Magic, version, a word that is zero (in a log: `base_changes`), and the fields. A checksum follows.
 LOG_STRUCT = struct.Struct("<8sIIQQQQQ32s")
 CURRENT_STRUCT = struct.Struct("<8sIIQQQQQ")
 TABLE_STRUCT = struct.Struct("<8sII33Q")
@@ -209,7 +209,7 @@ def with_checksum(bytes head):
 def unpack(layout, magic, bytes data, path, used, bint has_word=False):
     """Returns `used` fields; the word after the version is the first of them if `has_word`, or else must be zero.
 
-    All versions keep magic, version and checksum in the same places, so that damage is distinguished from age.
+    All versions keep magic, version and checksum in the same places, so that damage can be told from another version.
     """
     if len(data) < layout.size + 8:
         raise CorruptionError(path, 0, f"a header of {layout.size + 8} bytes", f"{len(data)} bytes")

@@ -54,7 +54,7 @@ STORES_ARE_SAFE_ON = {
 
 
 def stores_are_safe(int descriptor):
-    """Returns whether frames may be stored through the mapping: needs in-place writes, and a kernel that populates."""
+    """Returns whether frames may be stored through the mapping: needs in-place writes, and MADV_POPULATE_WRITE."""
     if MADV_POPULATE_WRITE < 0 or file_system_type(descriptor) not in STORES_ARE_SAFE_ON:
         return False
     page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
@@ -72,7 +72,7 @@ def map_file(int descriptor, size_t size):
     return mapping
 
 
-cdef inline size_t page_behind(size_t offset) noexcept nogil:
+cdef inline size_t page_after(size_t offset) noexcept nogil:
     return (offset + PAGE - 1) & ~(PAGE - 1)
 
 
@@ -134,13 +134,13 @@ cdef class Mapping:
         ) == MAP_FAILED:
             PyErr_SetFromErrno(OSError)
         self.mapped = self.start + size
-        self.guard(self.mapped, page_behind(self.mapped) + GUARD)
+        self.guard(self.mapped, page_after(self.mapped) + GUARD)
         return 0
 
     cdef int shrink(self, size_t size) except -1:
-        """After the log's file was cut to `size`: turns the pages after it, which would raise SIGBUS, into a guard."""
-        cdef size_t page = page_behind(self.start + size)
-        cdef size_t stop = page_behind(self.mapped)
+        """Turns the pages after a log that was cut to `size`, which would raise SIGBUS, into a guard."""
+        cdef size_t page = page_after(self.start + size)
+        cdef size_t stop = page_after(self.mapped)
         if page < stop and mmap(
             self.address + page, stop - page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0
         ) == MAP_FAILED:
@@ -151,7 +151,7 @@ cdef class Mapping:
 
     cdef int guard(self, size_t file_end, size_t stop) except -1:
         """Makes the bytes from the end of a file's last page up to `stop` readable zeros; they are reserved already."""
-        cdef size_t page = page_behind(file_end)
+        cdef size_t page = page_after(file_end)
         if mprotect(self.address + page, stop - page, PROT_READ) < 0:
             PyErr_SetFromErrno(OSError)
         return 0
@@ -171,13 +171,13 @@ cdef class Mapping:
     cdef void settle(self, size_t start, size_t stop) noexcept nogil:
         """Makes the pages of [start, stop), which nobody will store to again, present for reads alone.
 
-        Before the system writes a page back it takes the right to write from its mapping: page by page, and each time
-        it interrupts the other cores that run threads of this process. Here that is done once for all of them.
+        Before the system writes a page back, it makes the page read-only in the mapping: page by page, each time
+        interrupting the other cores that run threads of this process. Here that is done once for all the pages.
         """
         cdef size_t whole = stop & ~(PAGE - 1)  # the page after it may be stored to
         start &= ~(PAGE - 1)
         if LETS_GO_OF_PAGES and start < whole:
-            madvise(self.address + start, whole - start, MADV_DONTNEED)  # of a shared file: its bytes stay
+            madvise(self.address + start, whole - start, MADV_DONTNEED)  # loses no bytes: the file has them
         self.populate_read(start, stop)
 
     cdef void populate_read(self, size_t start, size_t stop) noexcept nogil:

@@ -27,7 +27,7 @@ cdef int write_frame(
     parts[0].data += FRAME_RUNS
     parts[0].size -= FRAME_RUNS
     if length > PIECE:
-        # Written last: until then there is no frame.
+        # The header is written last: until then there is no frame.
         failure = write_pieces(descriptor, parts, count, offset + FRAME_RUNS, &state)
     else:
         for i in range(count):

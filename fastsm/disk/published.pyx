@@ -183,7 +183,7 @@ cdef class Publisher:
             self.page = NULL if page == MAP_FAILED else <uint8_t *>page  # the file is written instead
 
     def begin(self, uint64_t identity, uint64_t end):
-        """Draws the incarnation of this opening, which has recovered a log up to `end`.
+        """Determines the incarnation of this opening, which has recovered a log up to `end`.
 
         If that is another log, to which no step was announced, or if published frames are missing, the state counts as
         an earlier one: the directory was restored or repaired.
@@ -208,7 +208,7 @@ cdef class Publisher:
     ) noexcept:
         """Announces a step to another log to the next owner, before the step; returns the incarnation after it.
 
-        `is_other_state`: it does not continue this state. `is_back`: it is an earlier state.
+        `is_other_state`: the state after the step does not continue this one. `is_back`: it is an earlier one.
         """
         cdef Step step
         cdef Step *target
@@ -217,7 +217,7 @@ cdef class Publisher:
         step.checksum = step_checksum(&step)
         if self.page == NULL:
             if pwrite(self.file, &step, STEP_SIZE, STEP_OFFSET) != STEP_SIZE:
-                pass  # if killed during the step, the directory would seem to have been restored
+                pass  # if this process is killed during the step, the directory will seem to have been restored
             return step.incarnation
         target = <Step *>(self.page + STEP_OFFSET)
         store(&target.identity, step.identity)
@@ -239,7 +239,7 @@ cdef class Publisher:
             return os.pread(self.file, FILE_SIZE, 0)
 
     cdef void write_slot(self, Slot *slot) noexcept:
-        """Writes a slot if a store might lack a block. If the disk is full, the next publication makes up for it.
+        """Writes a slot by `pwrite`: a store might lack a block. If that fails, the next publication makes up for it.
 
         The number is written last here too: a reader that has seen it does not look again before the next one.
         """
@@ -341,7 +341,7 @@ cdef class Publication:
             publication.device, publication.inode = status.st_dev, status.st_ino
             page = mmap(NULL, FILE_SIZE, PROT_READ, MAP_SHARED, descriptor.number, 0)
             if page == MAP_FAILED:
-                raise MemoryError("no memory to map the published state")
+                raise MemoryError("not enough memory to map the published state")
             publication.page = <const uint8_t *>page
         finally:
             directory.close_file(descriptor)
@@ -350,7 +350,7 @@ cdef class Publication:
         return publication
 
     def go_on_from(self, Publication other=None):
-        """Takes over which publication `other`, if it is of the same file, had found first."""
+        """Takes over `other.first`, the newest number when `other` was opened, if both are of the same file."""
         if self.is_same(other):
             self.first = other.first
 

@@ -77,7 +77,7 @@ cdef void search_piece(const uint8_t *piece, uint64_t size, uint64_t offset, Sea
 
 
 cdef inline bint is_candidate(const uint8_t *p, uint64_t offset, Search *search) noexcept nogil:
-    """Returns whether these bytes would prove something if they were a header; only then the seal matters."""
+    """Returns whether these bytes would prove something if they were a header; only then does the seal matter."""
     cdef uint64_t length = frame_length(p)
     cdef uint64_t watermark
     if length & 7 or length < FRAME_RUNS:  # excludes zeros, and almost all other bytes
@@ -105,10 +105,10 @@ def search_tail(int descriptor, uint64_t identity, uint64_t end, uint64_t size):
     cdef uint64_t offset, stop, length
     cdef uint8_t *piece = <uint8_t *>malloc(PIECE)
     if piece == NULL:
-        raise MemoryError("no memory to search a torn tail")
+        raise MemoryError("not enough memory to search for a torn tail")
     try:
         for start, limit in data_ranges(descriptor, end, size):
-            # A header's checksum, which its seal does not cover, may be in the hole before.
+            # A header's checksum, which its seal does not cover, may be in the preceding hole.
             offset = max(end, (<uint64_t>start & ~<uint64_t>7) - FRAME_LENGTH)
             stop = limit
             while offset < stop and not search.proof:
@@ -147,7 +147,7 @@ cdef uint64_t read_into(int descriptor, uint8_t *piece, uint64_t size, uint64_t 
 def torn_tail_end(int descriptor, uint64_t identity, uint64_t end, uint64_t size, path):
     """Returns the end of an open file's torn tail; `end` if only unused space follows.
 
-    Raises `CorruptionError` if the tail proves that bytes after `end` were durable once.
+    Raises `CorruptionError` if the tail proves that bytes after `end` were once durable.
     """
     with storage_errors(path, "searching for a torn tail"):
         tail = search_tail(descriptor, identity, end, size)
@@ -162,7 +162,7 @@ def torn_tail_end(int descriptor, uint64_t identity, uint64_t end, uint64_t size
 
 
 def data_ranges(int descriptor, uint64_t start, uint64_t size):
-    """Returns the parts of [start, size) that are not holes. Reads nothing, so a sparse terabyte takes no time."""
+    """Yields the parts of [start, size) that are not holes. Reads nothing, so a sparse terabyte takes no time."""
     while start < size:
         try:
             data = os.lseek(descriptor, start, os.SEEK_DATA)

@@ -2,7 +2,7 @@
 
 A place is an entry's index and the number of its changes that were delivered. It means the same in every log that
 contains the entry, so after a compaction, which copies frames, the place is found again by its index; the offset in the
-file is only remembered. `steps` goes along the log; this module knows which log, and what was delivered.
+file is only remembered. `steps` goes along the log; this module tracks which log, and what was delivered.
 
 A read works on a draft of its place, which becomes the place once the changes were delivered: if the read ends earlier,
 none is lost. It holds the log's mapping only while it runs.
@@ -80,7 +80,7 @@ cdef class Source:
         self, Mapping mapping not None, str path, uint64_t state, uint64_t identity, uint64_t end, uint64_t last_frame,
         base, last, newest=None, uint64_t base_changes=ALL,
     ):
-        """Stores what a look found. `base`, `last` (which may be delivered) and `newest` (default: `last`) are ids."""
+        """Stores what a look found. `base`, `last` (to be delivered) and `newest` (default: `last`) are ids."""
         self.base_index, self.base_term = base
         self.index, self.term = last
         self.newest_index, self.newest_term = last if newest is None else newest
@@ -226,7 +226,7 @@ cdef class Changes:
         if draft.whole and draft.offset == 0 and source.base_changes != ALL and PyBytes_GET_SIZE(self._prefix) == 0:
             draft.offset = source.base_changes
         if not draft.whole:
-            # The base knows how many changes the entry made in total, but not how many with this prefix.
+            # The log's header says how many changes the entry made in total, but not how many with this prefix.
             if draft.offset != source.base_changes and (
                 draft.offset or (PyBytes_GET_SIZE(self._prefix) == 0 and source.base_changes != ALL)
             ):
@@ -270,8 +270,8 @@ cdef class Changes:
         if result == MISMATCH:
             return self._gone(f"in this log it has another term than {self.draft.term}")
         return CorruptionError(
-            self._source.path, max(self.draft.at, self.draft.frame), "the length of a record or a frame within the log",
-            "another one")
+            self._source.path, max(self.draft.at, self.draft.frame), "a record or a frame within the log",
+            "an impossible length")
 
     # ---- changes ---------------------------------------------------------------------------------------
 
@@ -330,9 +330,9 @@ cdef class Changes:
         self.place = draft[0]
 
     cdef bint pass_rest(self, bint may_pause) except -1:
-        """After the last change of a read: finds out whether its entry has more, while the log is mapped anyway.
+        """Finds out whether the entry of a read's last change has more changes, while the log is mapped anyway.
 
-        Returns False if it has paused before it knew, and must be called again.
+        Returns False if it has paused before that was certain, and must be called again.
         """
         cdef bint known = pass_entry(&self.draft, &self.wanted, LARGE)
         if not known:

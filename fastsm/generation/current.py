@@ -58,7 +58,7 @@ def open_current(
     if current is None:
         expected = expect_applied or LogId()
         if expected.index:
-            # Before a state is made here, which would be in the way of the one that is to be restored.
+            # Raised before a state is made here, which would be in the way of the one to be restored.
             raise CorruptionError(
                 directory.path_of(CURRENT), None, f"entries up to {expected} (expect_applied)", "no state",
                 "acknowledged entries are lost: restore the directory from a snapshot or a replica")
@@ -166,7 +166,7 @@ def first_number(directory: Directory) -> int:
 
 
 def refuse_raft_log(directory: Directory) -> None:
-    """Raises ``CorruptionError`` rather than beginning a new state among the files of a Raft log."""
+    """Raises ``CorruptionError`` if the directory has files of a Raft log, so that no state is begun among them."""
     with storage_errors(directory.path, "listing"):
         if holds_raft_log(directory):
             raise CorruptionError(

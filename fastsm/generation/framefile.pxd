@@ -26,8 +26,8 @@ cdef class FrameFile:
     cdef uint64_t window_end             # pages of [end, window_end) are populated
     cdef uint64_t window                 # how many bytes to populate ahead
     cdef uint64_t zeroed_end             # blocks of [end, zeroed_end) contain written zeros
-    cdef uint64_t settled_end            # pages below are present in the mapping
-    cdef uint64_t faulted_end            # or are of a long frame in parts, which ends here
+    cdef uint64_t settled_end            # pages below were made present in the mapping
+    cdef uint64_t faulted_end            # the end of the last long frame in parts, whose pages are not
     cdef uint64_t writeback_end          # the system was told to start writing back everything below
     cdef bint stores                     # small frames are stored through the mapping
     cdef bint paced                      # flushes are frequent: frames are written into zeroed blocks
@@ -51,7 +51,7 @@ cdef class FrameFile:
     cpdef int check_writable(self) except -1
 
     cdef inline int require_writable(self) except -1:
-        """A fast path of `check_writable`."""
+        """Raises if the file is read-only or poisoned: the fast path of `check_writable`."""
         return self.check_writable() if self.read_only or self.poisoned is not None else 0
 
     cdef inline int settle(self) except -1:

@@ -6,8 +6,8 @@ their frames.
 How a frame is written depends on how often the file is flushed (measurements: docs/design.md):
 
 - between infrequent flushes, small frames are stored into pages that were populated ahead;
-- while flushes are frequent, also into pages, but only as many as were written between the last two flushes; the flush
-  populates them;
+- while flushes are frequent, they are stored into pages as well, but each flush populates only about as many pages as
+  were written since the flush before it;
 - large frames, and frames that do not fit into those pages, are written by `pwrite` into allocated blocks.
 
 All are read through one mapping, which is coherent with `pwrite`. A frame counts only once it is complete, and counts
@@ -51,7 +51,7 @@ cdef enum:
     STORED_BELOW = 12 << 10      # storing a larger frame into pages costs more than `pwrite`
     PACED_FRAMES = 64            # flushes are frequent: at most this many frames, and
     PACED_BYTES = 256 << 10      # this many bytes, were written between two flushes
-    FAULTED_ABOVE = 128 << 10    # a page fault of a frame in parts that is longer maps 16 of its pages, and takes less
+    FAULTED_ABOVE = 128 << 10    # longer frames in parts are not settled: a page fault maps 16 of their pages
     NOTED_ABOVE = 64 << 10       # bytes; smaller suspect parts are quickly read and rewritten
     WRITEBACK_BEHIND = 4 << 20   # unsynced bytes after which the system is told to start writing back
     CHECKED_PIECE = 16 << 20     # bytes of frames that are checked between two checks for signals
@@ -71,7 +71,7 @@ cdef uint64_t seal_frames(
 
 
 cdef class FrameFile:
-    """One file of frames, open for appending. Its owner knows the content of its frames and of its header.
+    """One file of frames, open for appending. Subclasses define the content of its frames and of its header.
 
     Thread safety: `begin_frame` to `commit_frame` under the writer's turn; `sync` from any thread; reads
     of what is below `end` from any thread, without the GIL, for as long as `mapping` is held.
@@ -108,7 +108,7 @@ cdef class FrameFile:
             self.directory.close_file(descriptor)
 
     def let_go(self):
-        """After `close`: drops the mapping, which is no longer read through this object."""
+        """Drops the mapping, which is not read through this object any more. To be called after `close`."""
         _old = self.mapping  # held until all is changed: freeing it lets other threads run
         self.mapping = None
         self.address = NULL
@@ -122,7 +122,7 @@ cdef class FrameFile:
         """
         cdef uint64_t stop = self.end + length
         self.require_writable()
-        self.settle()  # before the frame: an error after it would seem to be one of a chunk that counts
+        self.settle()  # before the frame is written: a later error would seem to come from a chunk that counts
         if stop > self.allocated:
             self.grow(stop)
         if self.stores and not self.syncing and length < STORED_BELOW:
@@ -152,7 +152,7 @@ cdef class FrameFile:
             self.staging = <uint8_t *>malloc(self.staging_room)
             if self.staging == NULL:
                 self.staging_room = 0
-                raise MemoryError(f"no memory for a frame of {length} bytes")
+                raise MemoryError(f"not enough memory for a frame of {length} bytes")
         return self.staging
 
     cdef int commit_frame(self, uint8_t *frame, uint64_t length, uint32_t run_count) except -1:
@@ -205,7 +205,7 @@ cdef class FrameFile:
         return self.reserve_staging(staged)
 
     cdef int commit_parts(self, Part *parts, size_t count, uint64_t length, uint32_t run_count) except -1:
-        """`commit_frame` for a frame in parts, which the caller keeps alive. Hashes and writes it without the GIL."""
+        """Does what `commit_frame` does, for a frame in parts, which the caller keeps alive. Works without the GIL."""
         cdef int descriptor = self.descriptor.number
         cdef uint64_t chain = self.chain
         cdef int failure
@@ -225,7 +225,7 @@ cdef class FrameFile:
         return self.note_frames(self.end, length, 1, chain)
 
     cdef int commit_frames(self, uint8_t *frames, uint64_t total, size_t count) except -1:
-        """Like `commit_frame`, for consecutive frames whose lengths are filled in: commits all of them, or none."""
+        """Commits consecutive frames whose lengths are filled in, all of them or none, as `commit_frame` does one."""
         cdef uint64_t durable = self.durable
         cdef uint64_t offset = self.end
         cdef uint64_t chain = self.chain
@@ -240,10 +240,10 @@ cdef class FrameFile:
         return self.note_frames(last, total, count, chain)
 
     cdef int settle_piece(self) except -1:
-        """Makes written pages present in the mapping for reads alone, before a read takes a page fault for one.
+        """Makes written pages present in the mapping for reads alone, so that reading them takes no page fault.
 
-        Those of values so large that a fault does not matter are left out. If much is unsynced, also starts writing it
-        back: the disk works during further appends, and a sync stays short.
+        Pages of values so large that a fault does not matter are left out. If much is unsynced, this also starts
+        writing it back: the disk works during further appends, and a sync stays short.
         """
         cdef uint64_t stop = self.end & ~<uint64_t>(PAGE - 1)
         cdef uint64_t first = max(self.settled_end, self.faulted_end)
@@ -484,7 +484,7 @@ cdef class FrameFile:
     # ---- recover ---------------------------------------------------------------------------------------
 
     def found(self, uint64_t end, uint64_t durable):
-        """Takes where recovery found the end, and the known durable offset; the first sync rewrites the rest."""
+        """Takes over the end and the durable offset that recovery found; the first sync rewrites what is between."""
         self.end = self.settled_end = self.faulted_end = self.writeback_end = end
         self.durable = max(durable, <uint64_t>LOG_HEADER_SIZE)
         self.suspect_end = end if end > self.durable else 0

@@ -202,7 +202,7 @@ cdef int lay_out(Table table, int descriptor, uint32_t segments, uint64_t offset
     table.mapped_size = room
     table.pool = <void **>calloc(blocks + 1, sizeof(void *))
     if table.pool == NULL:
-        raise MemoryError("no memory for a saved table's blocks")
+        raise MemoryError("not enough memory for a saved table's blocks")
     for i in range(blocks):
         table.pool[i] = <uint8_t *>table.mapped + <size_t>i * SEGMENTS_PER_BLOCK * SEGMENT_SIZE
     table.block_count = table.block_room = table.mapped_blocks = blocks
@@ -221,7 +221,7 @@ cdef bint load_segments(Table table, part, const uint32_t *numbers, uint64_t sto
             return False
     table.segments = <Segment **>calloc(entries, sizeof(Segment *))
     if table.segments == NULL:
-        raise MemoryError("no memory for a saved table's directory")
+        raise MemoryError("not enough memory for a saved table's directory")
     table.segment_count = count
     table.count = part.entries
     table.depth = part.depth

@@ -69,7 +69,7 @@ cdef class Scan:
             raise CorruptionError(self.path, self.end, "a frame with well-formed content", FINDINGS[MALFORMED])
 
     def _read_all(self, Work work):
-        """The work of `read_frames`: returns MALFORMED if a frame's checksum matches, but its content is malformed."""
+        """Does the work of `read_frames`; returns MALFORMED if a frame has the right checksum, but bad content."""
         cdef int finding = VALID
         while finding == VALID:
             with nogil:
@@ -126,7 +126,7 @@ cdef class Scan:
         return LogId(self.progress.last_index, self.progress.last_term)
 
     def corrupt(self, expected):
-        """Returns the error for a file in which something else than `expected` follows the valid frames."""
+        """Returns the error for a file in which something other than `expected` follows the valid frames."""
         if self.end < self.size:
             found = FINDINGS[self.look(self.end)]
         else:
@@ -136,7 +136,7 @@ cdef class Scan:
     def end_of_torn_tail(self, int descriptor):
         """Returns the end of the torn tail after the last valid frame; the end of the frames if there is no tail.
 
-        Raises `CorruptionError` if the tail proves that bytes which are gone or damaged were durable once.
+        Raises `CorruptionError` if the tail proves that bytes which are gone or damaged were once durable.
         """
         return torn_tail_end(descriptor, self.identity, self.end, self.size, self.path)
 
@@ -173,9 +173,9 @@ def read_piece(int descriptor, size, offset):
 
 
 def known_frames(int descriptor, head, current):
-    """Returns the end of the frames that CURRENT knows, and the last one's checksum, read from the file.
+    """Returns the end and the checksum of the frame that CURRENT names, if the file has that frame there.
 
-    If CURRENT names no frame, or the file has another one there, nothing is known: that is the header's end.
+    If CURRENT names no frame, or the file has another one, returns the end of the log's header, and its checksum.
     """
     cdef const uint8_t *frame
     nothing = LOG_HEADER_SIZE, headers.head_checksum(headers.pack_log_head(head))

@@ -76,7 +76,7 @@ cdef class HeldSegments:
         cdef uint32_t number = 0
         self.copied = <uint8_t *>malloc(<size_t>self.count * SEGMENT_SIZE + 1)
         if self.copied == NULL:
-            raise MemoryError("no memory to hold a table still")
+            raise MemoryError("not enough memory to hold a table still")
         while number < self.count:
             memcpy(
                 self.copied + <size_t>number * SEGMENT_SIZE, self.table.segment_at(number),
@@ -200,7 +200,7 @@ cdef tuple describe(Log log, Index index):
     cdef uint64_t *words = index.dead.copy(index.end)
     cdef bytes directories
     if words == NULL:
-        raise MemoryError("no memory to save the table")
+        raise MemoryError("not enough memory to save the table")
     try:
         for i in range((index.end >> WORD_BITS) + 1):
             if words[i]:
@@ -251,7 +251,7 @@ cdef bytes directory_of(Table table):
         return b""
     numbers = <uint32_t *>calloc(1, size + 8)
     if numbers == NULL:
-        raise MemoryError("no memory to save the table")
+        raise MemoryError("not enough memory to save the table")
     try:
         number_segments(table, numbers)
         return (<char *>numbers)[:(size + 7) & ~<size_t>7]
@@ -306,11 +306,11 @@ cdef size_t TABLE_HEADER = headers.TABLE_HEADER_BYTES
 cdef void *map_file(int descriptor, size_t size, size_t room, uint64_t offset) except NULL:
     """Returns `room` bytes of private memory that start with a copy-on-write mapping of `size` bytes of the file.
 
-    The rest of the last mapped page is what the system makes it: zeros.
+    The system fills the rest of the last mapped page with zeros.
     """
     cdef void *memory = map_memory(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     if memory == MAP_FAILED:
-        raise MemoryError("no memory for a saved table")
+        raise MemoryError("not enough memory for a saved table")
     if map_memory(memory, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, descriptor, offset) == MAP_FAILED:
         munmap(memory, room)
         raise MemoryError("a saved table could not be mapped")

@@ -11,7 +11,7 @@ ctypedef struct Place:
     # A place between two changes of a log. All offsets are relative to the log's file.
     uint64_t index        # the last entry that was delivered or passed
     uint64_t term         # its term, or UNKNOWN_TERM
-    uint64_t offset       # how many of its changes were delivered; if none was wanted, how many it had
+    uint64_t offset       # how many of its changes were delivered; if the watch starts after it, how many it made
     bint whole            # no more changes of this entry will follow
     bint unchecked        # its term was not compared with the log yet
     uint64_t identity     # the log to which the remaining fields refer

@@ -124,7 +124,7 @@ cdef bint pass_entry(Place *place, const Wanted *wanted, uint64_t left) noexcept
 
 
 cdef void count_told(Place *place, const Wanted *wanted) noexcept nogil:
-    """At the start of the frame that holds the place's entry: passes the entry, and counts its wanted changes."""
+    """Passes the place's entry, at the start of whose frame the place is, and counts its wanted changes."""
     cdef const uint8_t *record
     while place.at < place.stop:
         record = wanted.log + place.at

@@ -37,7 +37,7 @@ class Reads:
 
     if TYPE_CHECKING:
         _closed: bool
-        _in_a_row: int  # changes that were told, and reads that were made, since other tasks could run
+        _in_a_row: int  # changes that were returned, and reads that were made, since other tasks last ran
 
         def _begin(self) -> None: ...
         def _end(self) -> None: ...
@@ -73,9 +73,10 @@ class Reads:
     async def read_async(
         self, limit: int = LIMIT, *, max_bytes: int = MAX_BYTES, timeout: float | None = None
     ) -> list[Change]:
-        """:meth:`read` for coroutines. If it is cancelled, nothing is lost: the next read returns those changes.
+        """Does what :meth:`read` does, for coroutines.
 
-        Other tasks run every now and then, even if there are always changes to return.
+        If it is cancelled, nothing is lost: the next read returns those changes. Other tasks run every now and then,
+        even if there are always changes to return.
         """
         limit, max_bytes, end = checked_read(limit, max_bytes, timeout)
         self._begin()
@@ -118,7 +119,7 @@ class Reads:
         self.close()
 
     async def _look_async(self) -> None:
-        """`_look` for coroutines: work that takes long is done on another thread."""
+        """Does what `_look` does, for coroutines: work that takes long is done on another thread."""
         self._look()
 
     @abstractmethod
@@ -127,7 +128,7 @@ class Reads:
 
     @abstractmethod
     async def _wait_for_change_async(self, timeout: float | None) -> bool:
-        """:meth:`_wait_for_change`, on an event loop."""
+        """Does what :meth:`_wait_for_change` does, on an event loop."""
 
     @abstractmethod
     def _wake(self) -> None:

@@ -1,4 +1,4 @@
 """A Raft library's own log: entries, term and vote, in files that are cut at both ends.
 
-It may import `generation`, `disk` and what they import, but not `core`.
+It may import `core`, `generation`, `disk` and what they import.
 """

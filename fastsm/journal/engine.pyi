@@ -31,10 +31,10 @@ class LogEngine:
     def durable_index(self) -> int:
         """The last entry that would survive a power loss now. Only a truncation makes it fall."""
     def term(self, index: int, /) -> int | None:
-        """Returns the term of an entry, or None if the log does not know it.
+        """Returns the term of an entry, or None if the log does not have it.
 
-        It knows the terms of its entries, and of the entry after which it begins: the last compacted one, or at first
-        index 0, of term 0. So the entry before any entry of the log has a known term. O(1).
+        The log has the terms of its entries, and of the entry after which it begins: the last compacted one, or at
+        first index 0, of term 0. So the entry before any entry of the log has a known term. O(1).
         """
     def entries(self, first: int, last: int, *, max_bytes: int | None = None) -> list[Entry]:
         """Returns the existing entries from `first` to `last`, both included, as a list of `Entry`.
@@ -54,7 +54,7 @@ class LogEngine:
         term, a gap after `last_index`, a term below `last_term`, or an index below `first_index`: a follower truncates
         first. A command is bytes-like.
 
-        Raises `CommandError` for a command of more than 2**32 - 1 bytes, `StorageError`; then nothing has changed.
+        Raises `CommandError` for a command of more than 2**32 - 1 bytes, and `StorageError`; then nothing has changed.
         After a crash, a prefix of what was not synced may remain.
         """
     def truncate_after(self, index: int) -> None:

@@ -56,7 +56,7 @@ cdef class Batch:
         self.copies = []
         self.items = <Item *>malloc(max(1, len(held)) * sizeof(Item))
         if self.items == NULL:
-            raise MemoryError(f"no memory for {len(held)} entries")
+            raise MemoryError(f"not enough memory for {len(held)} entries")
         for i in range(len(held)):
             entry = held[i]
             # The items of the tuple itself, even if a subclass overrides access: only those are kept alive.
@@ -151,10 +151,10 @@ cdef class LogEngine:
         return min(self._log.synced, self._log.last())
 
     def term(self, index, /):
-        """Returns the term of an entry, or None if the log does not know it.
+        """Returns the term of an entry, or None if the log does not have it.
 
-        It knows the terms of its entries, and of the entry after which it begins: the last compacted one, or at first
-        index 0, of term 0. So the entry before any entry of the log has a known term. O(1).
+        The log has the terms of its entries, and of the entry after which it begins: the last compacted one, or at
+        first index 0, of term 0. So the entry before any entry of the log has a known term. O(1).
         """
         cdef Journal log = self._log
         cdef uint64_t place
@@ -222,7 +222,7 @@ cdef class LogEngine:
         term, a gap after `last_index`, a term below `last_term`, or an index below `first_index`: a follower truncates
         first. A command is bytes-like.
 
-        Raises `CommandError` for a command of more than 2**32 - 1 bytes, `StorageError`; then nothing has changed.
+        Raises `CommandError` for a command of more than 2**32 - 1 bytes, and `StorageError`; then nothing has changed.
         After a crash, a prefix of what was not synced may remain.
         """
         cdef Batch batch = Batch(entries)
@@ -360,7 +360,7 @@ cdef class LogEngine:
         self._sync_to((commit, (0, end), covered))
 
     cdef int rotate_if_full(self) except -1:
-        """In the writer's turn: begins a new segment if the newest is large, so that files can be removed later."""
+        """Begins a new segment, in the writer's turn, if the newest is large, so that files can be removed later."""
         cdef Journal log = self._log
         cdef GroupCommit commit
         if log.newest.end < self.segment_bytes:
@@ -472,7 +472,7 @@ cdef class LogEngine:
         return not self._is_closed() and self._log.newest.poisoned is not None
 
     def _finish(self):
-        """In the writer's turn: makes everything durable; releases files and lock even if that fails."""
+        """Makes everything durable, in the writer's turn; releases files and lock even if that fails."""
         cdef bint held = False
         cdef Journal log = self._log
         try:

@@ -91,7 +91,7 @@ cdef class Entries:
         count = stop - index
         reading.frames = <const uint8_t **>malloc(count * sizeof(uint8_t *))
         if reading.frames == NULL:
-            raise MemoryError(f"no memory to read {count} entries of the log")
+            raise MemoryError(f"not enough memory to read {count} entries of the log")
         memcpy(reading.frames, self.frames + self.head + position, count * sizeof(uint8_t *))
         reading.count = count
         if most_bytes == <uint64_t>-1:
@@ -118,7 +118,7 @@ cdef class Entries:
         room = max(2 * self.room, max(self.head + self.count + more, <size_t>SMALLEST_ROOM))
         frames = <const uint8_t **>realloc(self.frames, room * sizeof(uint8_t *))
         if frames == NULL:
-            raise MemoryError(f"no memory for {room} entries of the log")
+            raise MemoryError(f"not enough memory for {room} entries of the log")
         self.frames, self.room = frames, room
         return 0
 

@@ -1,4 +1,4 @@
-"""The disk format of a Raft log, as docs/format.md has it: segments of frames, each of which is one step of the log.
+"""The disk format of a Raft log, see docs/format.md: segments of frames, each of which is one step of the log.
 
 A frame starts with the same header as in a state machine's log, without runs, so that the same code seals and checks
 it; the header is followed by one item. A small file names the newest segment, so that no segment is lost unnoticed.
@@ -86,7 +86,7 @@ cdef void write_item(uint8_t *frame, const Item *item) noexcept nogil:
 
 
 cdef void write_item_head(uint8_t *frame, const Item *item) noexcept nogil:
-    """The same without the data and the padding: the first ITEM_DATA bytes."""
+    """Writes the same without the data and the padding: the first ITEM_DATA bytes."""
     (<uint64_t *>(frame + FRAME_LENGTH))[0] = item_length(item.size)
     (<uint64_t *>(frame + ITEM_INDEX))[0] = item.index
     (<uint64_t *>(frame + ITEM_TERM))[0] = item.term

@@ -47,7 +47,7 @@ cdef class Journal(RecoveredSegments):
     appended; after a power loss, everything that was synced, and a prefix of the rest. A torn tail is cut and logged.
 
     - `durable`: the caller syncs what it appends before promising it to anyone, so no frames after which a later
-      segment was begun can be torn: that is a `CorruptionError`.
+      segment was begun can be torn: a torn one is a `CorruptionError`.
     - `read_only`: for tools. Takes no lock, writes nothing, and is safe next to a running owner; shows the log as of
       the call. A directory in which no log was begun has no segment.
 
@@ -150,7 +150,7 @@ cdef class Journal(RecoveredSegments):
         return 0
 
     cdef const uint8_t *note(self, uint32_t kind, uint64_t index, uint64_t term=0, bytes data=b"") except NULL:
-        """Within a step: appends a frame that is not an entry."""
+        """Appends, within a step, a frame that is not an entry."""
         cdef Segment newest = self.newest
         cdef Item item = Item(index, term, <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), kind)
         cdef const uint8_t *frame = newest.append(&item, 1)
@@ -192,7 +192,7 @@ cdef class Journal(RecoveredSegments):
         return 0
 
     cdef int replace_all(self, uint64_t index, uint64_t term, bytes command) except -1:
-        """Replaces all entries by one. O(segments)."""
+        """Replaces all entries with one. O(segments)."""
         self.begin_step()
         try:
             self.reserve(1)

@@ -1,7 +1,7 @@
 """Recovery of a Raft log: its segments are read back, from the newest to the one with the first kept entry.
 
-A torn tail is cut, and segments are removed that were never begun, or that continue what was torn. What was promised
-and is gone is a `CorruptionError`: NEWEST, the numbers, and the first frame of each segment tell.
+A torn tail is cut, and segments are removed that were never begun, or that continue what was torn. NEWEST, the numbers
+of the segments, and the first frame of each of them show what was promised; if it is gone, that is a `CorruptionError`.
 """
 
 import logging
@@ -48,7 +48,7 @@ cdef class RecoveredSegments(Segments):
     """Segments that are read back from the files of a directory."""
 
     def recover(self):
-        """Reads segments backwards from the newest until all kept entries are found; cuts a torn tail and the rest.
+        """Reads segments backwards from the newest until all kept entries are found; cuts what is torn.
 
         So a segment that was set aside, but still exists, is not read, torn or not.
         """
@@ -119,7 +119,7 @@ cdef class RecoveredSegments(Segments):
                 path, 24, f"the identity of {segment_name(self.named.number)}", "that of another log")
 
     def refuse_unnamed(self, numbers):
-        """Without NEWEST, allows only the remains of a log whose creation was cut short: nothing in it was promised."""
+        """Raises, if there is no NEWEST, unless the creation of the log was cut short: nothing in it was promised."""
         cdef uint64_t used = LOG_HEADER_SIZE + item_length(STATE_STRUCT.size)
         if not numbers and holds_state(self.directory):
             raise CorruptionError(
@@ -212,7 +212,7 @@ cdef class RecoveredSegments(Segments):
             step_over(walk, frame)
 
     def continues(self, Segment segment, Segment following):
-        """Returns whether the next segment was begun where this one ends. `CorruptionError` if that was promised."""
+        """Returns whether the next segment was begun where this one ends; `CorruptionError` if that was promised."""
         cdef const uint8_t *frame = following.frame_of(LOG_HEADER_SIZE, following.known_chain)
         if frame == NULL:
             following.end_of_torn_tail(LOG_HEADER_SIZE)
@@ -286,7 +286,7 @@ cdef class RecoveredSegments(Segments):
         return 0
 
     cdef bint is_in_doubt(self, const uint8_t *frame) noexcept:
-        """After recovery: returns whether a frame exists in the newest segment, and no known sync has covered it."""
+        """Returns whether, after recovery, a frame is in the newest segment, and no known sync has covered it."""
         return frame != NULL and <uint64_t>(frame - self.newest.address) >= self.newest.durable
 
     # ---- the effect of one frame: False if it cannot follow those before it ----------------------------------

@@ -22,7 +22,7 @@ from fastsm.disk.torn_tail import data_ranges, torn_tail_end
 
 cdef enum:
     SMALL_FRAME = ITEM_DATA      # the size of an item without data
-    LARGE_ENTRY = 128 << 10      # bytes of a command from which on another copy is avoided
+    LARGE_ENTRY = 128 << 10      # bytes; a command of this size or more is not copied once more
 
 
 cdef void write_items(uint8_t *frames, const Item *items, size_t count) noexcept nogil:
@@ -120,7 +120,7 @@ cdef class Segment(FrameFile):
         return self.address + offset
 
     cdef const uint8_t *append_large(self, const Item *item, uint64_t length) except NULL:
-        """`append` of one entry whose command is written from where it is: copied once, by the system.
+        """Appends one entry whose command is written from where it is, so that only the system copies it.
 
         The caller holds the command, which is read without the GIL.
         """

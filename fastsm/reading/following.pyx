@@ -51,11 +51,12 @@ cdef class Follower(Timed):
         self._lookout = Lookout()
 
     def refresh(self):
-        """Takes what the owner has applied since; returns last applied. Without news it makes no system call.
+        """Takes over what the owner has applied since the last refresh; returns the last applied entry.
 
-        O(records since); after a compaction or an install, O(keys). Each chunk becomes visible as a whole. Raises
-        `NotRunningError` after `close`; `StorageError` or `CorruptionError` if what was published cannot be read, and
-        then the state stays as it was; `ReentryError` in a signal handler on top of a refresh of the same thread.
+        Without news it makes no system call. O(records since); after a compaction or an install, O(keys). Each chunk
+        becomes visible as a whole. Raises `NotRunningError` after `close`; `StorageError` or `CorruptionError` if what
+        was published cannot be read, and then the state stays as it was; `ReentryError` in a signal handler on top of a
+        refresh of the same thread.
         """
         if self.gate and not self._broken:
             self.refuse()
@@ -163,7 +164,7 @@ cdef class Follower(Timed):
             self.prepare(frame)
             self.take_frame(log, frame, &progress)
             if self._broken:
-                error = MemoryError("no memory for the table of a reader: its next refresh builds another one")
+                error = MemoryError("not enough memory for the table of a reader: its next refresh builds another one")
                 self._set_corrupt(error)
                 raise error
             if log.end > stop:
@@ -296,7 +297,7 @@ cdef class Follower(Timed):
     # ---- the end ---------------------------------------------------------------------------------------
 
     def _after_fork(self):
-        """In a forked child: resets the order's lock and builds, since threads that worked on it are gone."""
+        """Resets, in a forked child, the order's lock and builds, since threads that worked on it are gone."""
         if self._index is not None and self._index.ordered:
             self._index.order.lock = allocate_lock()
             self._index.order.worker = 0

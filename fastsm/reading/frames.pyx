@@ -43,12 +43,12 @@ cdef class Lookout:
         return True
 
     def look_again(self):
-        """Makes a waiting reader look again soon, even if nothing new is published; another one, immediately."""
+        """Makes a waiting reader look again soon, even if nothing new is published; other readers look at once."""
         self.again = True
         self.look_at = now() + RETRY_INTERVAL
 
     cpdef bint is_worth_a_look(self) noexcept:
-        """`may_have_news` for waiting readers, which would otherwise look as often as they can."""
+        """Returns whether a waiting reader should look. `again` does not count: it would look as often as it can."""
         return now() >= self.look_at or (self.publication is not None and self.publication.is_new())
 
     def may_lead_elsewhere(self):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fastsm.reading.opening import Opened, Recover
     from fastsm.types import LogId
 
-RECOVERY_SECONDS = 10.0  # for so long, missing published frames may be due to an owner that is still recovering
+RECOVERY_SECONDS = 10.0  # for this long, missing published frames may be due to an owner that is still recovering
 LARGE = 256 << 10  # bytes of frames: more are not taken on an event loop
 
 
@@ -36,7 +36,7 @@ class Missing(NamedTuple):
 class Following:
     """What a reader and its tail have in common: both follow a publication.
 
-    The compiled half of each takes the frames, and knows how far it has taken them.
+    The compiled half of each takes the frames, and records how far it has taken them.
     """
 
     if not TYPE_CHECKING:

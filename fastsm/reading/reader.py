@@ -89,7 +89,7 @@ class Reader(Following, Follower):
     """The live state of a directory that another process owns: all its reads, without calls to the owner.
 
     Takes no lock and writes nothing; the directory may be on a read-only mount, or belong to another user if its
-    ``mode`` lets the reader's user read it. The owner neither knows of readers nor waits for them. A reader also works
+    ``mode`` lets the reader's user read it. The owner neither tracks readers nor waits for them. A reader also works
     without a running owner, and continues when one starts.
 
     The state does not change between two calls of :meth:`refresh`; each chunk becomes visible as a whole. It shows what
@@ -185,7 +185,7 @@ class Reader(Following, Follower):
             self._await_news(min(left, SIGNAL_SECONDS))
 
     async def wait_async(self, index: int, timeout: float | None = None) -> LogId:
-        """:meth:`wait` for coroutines. It sees an entry within 5 ms.
+        """Does what :meth:`wait` does, for coroutines. It sees an entry within 5 ms.
 
         Slow work, such as the first refresh after a compaction, is done on another thread. Other tasks run between any
         two refreshes, however fast the owner is.
@@ -231,7 +231,7 @@ class Reader(Following, Follower):
         self._order_next(opened.generation.index, opened.generation.log.mapping)
 
     def _continues(self, opened: Opened, publication: Publication | None) -> bool:
-        """Returns whether a state continues the one that is shown: by its log, its owner's word, or its ids."""
+        """Returns whether a state continues the one that is shown: by its log, its incarnation, or its ids."""
         log, index = opened.generation.log, opened.generation.index
         before = self._lookout.publication
         if self._position.index == 0:
@@ -303,7 +303,7 @@ class Reader(Following, Follower):
     async def state_checksum_async(
         self, last_included: LogId | tuple[int, int] | None = None
     ) -> tuple[LogId, bytes]:
-        """:meth:`state_checksum`, off the event loop; the entry is determined when the task starts."""
+        """Does what :meth:`state_checksum` does, off the event loop; the entry is determined when the task starts."""
         self._require()
         return await call(partial(self._checksum_of, self._captured(last_included)))[0]
 
@@ -383,7 +383,7 @@ class Reader(Following, Follower):
         self.close()
 
     def _after_fork_in_child(self) -> None:
-        """In a forked child: resets the lock, since threads that were working, or held it, are gone."""
+        """Resets the lock in a forked child, where threads that were working, or held it, are gone."""
         self._begin_following(threading.RLock())
         self._after_fork()
         if self._tail is not None:

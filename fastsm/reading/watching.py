@@ -49,7 +49,7 @@ class Tail(Following, TailState):
             publication, self._directory is None or self._continues(opened, publication))
 
     def _continues(self, opened: Opened, publication: Publication | None) -> bool:
-        """Returns whether a state continues the one that is shown: by its log, or by its owner's word."""
+        """Returns whether a state continues the one that is shown: by its log, or by its incarnation."""
         if opened.generation.log.head.identity == self._log.head.identity:
             return is_in(self._log, opened.generation.log)
         before = self._lookout.publication
@@ -77,7 +77,7 @@ class Tail(Following, TailState):
                 directory.close()
 
     def after_fork(self) -> None:
-        """In a forked child: resets the lock, since threads that were working, or held it, are gone."""
+        """Resets the lock in a forked child, where threads that were working, or held it, are gone."""
         self._begin_following(RLock())
 
 
@@ -126,6 +126,6 @@ class ReaderWatch(Watch):
         source.wake()
 
     def _after_fork(self) -> None:
-        """In a forked child: ends reads of other threads, which are gone."""
+        """Ends, in a forked child, the reads of other threads, which are gone."""
         if not self._is_read_here():
             self._end()

@@ -2,9 +2,9 @@
 
 Nothing is copied while the GIL is held, and no other call waits. Records never move, so the state as of entry L
 consists of the put records up to L that are not followed, up to L, by another record of their key. The dead map marks
-the records that were followed by now. The marks due to entries after L are undone: the keys that those entries wrote
-are gathered in a private table, and for each key the last record up to L is found among the dead ones. All other
-records are decided by a single bit.
+the records that another one has followed by now. The marks due to entries after L are undone: the keys that those
+entries wrote are gathered in a private table, and for each key the last record up to L is found among the dead ones.
+All other records are decided by a single bit.
 
     arena   | base … | frames up to L …           | frames after L … |
     pass 1                                        | gather keys       |      only if there are any
@@ -78,7 +78,7 @@ cdef class Capture:
         self.estimated_size = index.live_bytes
 
     cdef int name_id(self) except -1:
-        """After `hold`: makes Python objects of facts about the past, which never change."""
+        """Makes Python objects of facts about the past, which never change. To be called after `hold`."""
         base = self.log.base
         if base is not None:
             self.base_first, self.base_stop = base.records_offset, base.size
@@ -106,7 +106,7 @@ cdef class Capture:
             with nogil:
                 self.dead = self.index.dead.copy(self.stop)
         if self.dead == NULL:
-            raise MemoryError("no memory for a copy of the map of dead records")
+            raise MemoryError("not enough memory for a copy of the map of dead records")
         self.mapping = self.log.mapping
         if self.mapping is None:
             raise SnapshotError("the state machine was closed in the meantime: open the directory again")
@@ -150,7 +150,7 @@ cdef class Capture:
         cdef uint32_t count = frame_run_count(frame)
         return count == 0 or (<const Run *>(frame + FRAME_RUNS))[count - 1].last <= self.last_index
 
-    # ---- what later entries have hidden ------- --------------------------------------------------------
+    # ---- what later entries have hidden ----------------------------------------------------------------
 
     cdef int revive(self, tick) except -1:
         """Clears marks in the map's copy that are only due to entries after the last included one."""
@@ -178,7 +178,7 @@ cdef class Capture:
         cdef uint64_t *places = <uint64_t *>malloc((written.count + 1) * sizeof(uint64_t))
         cdef uint64_t i
         if places == NULL:
-            raise MemoryError(f"no memory to look at {written.count} keys that later entries wrote")
+            raise MemoryError(f"not enough memory to look at {written.count} keys that later entries wrote")
         with nogil:
             written.gather(places)
             for i in range(written.count):
@@ -200,7 +200,7 @@ cdef class Capture:
                     more = self.pass_over_slice(walk, written, gather, &failed)
             work()
         if failed:
-            raise MemoryError("no memory for a table of the keys that later entries wrote")
+            raise MemoryError("not enough memory for a table of the keys that later entries wrote")
         return 0
 
     cdef bint pass_over_slice(self, Walk *walk, Table written, bint gather, int *failed) noexcept nogil:
@@ -286,7 +286,7 @@ cdef class Capture:
         free(self.piece)
         self.piece = <uint8_t *>malloc(room)
         if self.piece == NULL:
-            raise MemoryError(f"no memory for pieces of {room} bytes")
+            raise MemoryError(f"not enough memory for pieces of {room} bytes")
         self.keys = self.left = self.sessions = self.size = 0
         self.done = False
         if directory.write is write_at and directory.pace_writeback is pace_writeback:
@@ -318,7 +318,7 @@ cdef class Capture:
         return 0
 
     cdef int write_piece(self, Walk *walk, uint64_t room, int descriptor, uint64_t offset) noexcept nogil:
-        """Returns 0, or the system's error."""
+        """Fills and writes one piece; returns 0, or the system's error."""
         cdef uint64_t filled = self.fill(walk, room, walk.place + SLICE)
         cdef uint64_t stop
         cdef int failure = 0

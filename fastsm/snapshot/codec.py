@@ -179,8 +179,8 @@ class _Zstandard:
         decompressor = self._zstandard.ZstdDecompressor(max_window_size=WINDOW_LIMIT)
         try:
             return decompressor.stream_reader(source, read_size=PIECE)
-        except TypeError as error:  # a look for `read` that has no memory counts as one that found none
-            raise MemoryError(f"no memory to read {source._path}") from error
+        except TypeError as error:  # the package also raises this if memory runs out while it looks for `read`
+            raise MemoryError(f"not enough memory to read {source._path}") from error
 
 
 class _Own:

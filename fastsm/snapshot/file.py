@@ -1,4 +1,4 @@
-"""Reading a snapshot's file: its header, its parts, its two checksums. Whether the parts are well-formed: `flat`.
+"""Reading a snapshot's file: its header, its parts, its two checksums. `flat` checks whether the parts are well-formed.
 
 Nothing here needs a state machine. The content is untrusted, even after its checksum was compared: anybody who can
 make a file can make its checksums. Memory stays bounded whatever the header claims.

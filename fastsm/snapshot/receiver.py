@@ -244,7 +244,7 @@ class SnapshotReceiver:
                 self._finish(files, metadata)
             elif metadata is not None:
                 check_metadata(metadata, self._finished, files.path_of(SNAPSHOT))
-            if not self._name_is_durable:  # also where the call before this one failed at just this
+            if not self._name_is_durable:  # also if an earlier call failed at this very sync
                 files.sync_directory()
                 self._name_is_durable = True
         return files.path_of(SNAPSHOT)
@@ -276,7 +276,7 @@ class SnapshotReceiver:
         """Gives the checked file its name, unless a rename did that and reported an error all the same."""
         if files.is_named(fd, SNAPSHOT):
             return
-        if not files.is_named(fd, PART):  # another file has that name, or none: not this one would be renamed
+        if not files.is_named(fd, PART):  # another file has that name, or none: a rename would move that one, or fail
             self._release(files, remove=False)
             self.offset, self._head, self._synced = 0, None, 0
             raise SnapshotError(
@@ -285,7 +285,7 @@ class SnapshotReceiver:
         put_in_place(files, PART, LogId(head.last_index, head.last_term), self._present)
 
     def _check_asked(self, metadata: SnapshotMetadata, head: SnapshotHead) -> None:
-        """Raises unless this is the snapshot that the caller wants; then discards a part that was not announced."""
+        """Raises unless this is the snapshot that ``metadata`` names; discards a part that was not announced first."""
         try:
             check_metadata(metadata, head, self._path)
         except SnapshotError:
@@ -308,7 +308,7 @@ class SnapshotReceiver:
                         files.unlink(SNAPSHOT)
             try:
                 self._release(files, remove=True)
-            finally:  # after an error the next piece takes what may still be there, and says from where it goes on
+            finally:  # after an error, the next `write` takes over what may still be there
                 self.offset, self._head, self._synced = 0, None, 0
 
     def close(self) -> None:
@@ -334,7 +334,7 @@ class SnapshotReceiver:
             files.close()
 
     def _leave(self) -> None:
-        """In a forked child: leaves the file to the parent, and its lock, which is not released here."""
+        """Leaves the file, in a forked child, to the parent, and its lock, which is not released here."""
         self._files = self._whole = None
         fd, self._fd = self._fd, None
         if fd is not None:

@@ -149,7 +149,7 @@ class PreparedSnapshot:
         self.discard()
 
     def commit(self) -> None:
-        """Gives it its final name, durably. After a ``StorageError``, the older snapshot or this one is there.
+        """Gives the snapshot its final name, durably. After a ``StorageError``, the older one or this one is there.
 
         ``StaleSnapshotError`` if a newer snapshot got the name while this one was being written: then that one stays.
         """
@@ -192,7 +192,7 @@ def present_head(directory: Directory) -> SnapshotHead | None:
 
 
 def look_at_present(path: str | os.PathLike[str], files: type[Directory] = Directory) -> SnapshotHead | None:
-    """:func:`present_head` of a directory that may be missing."""
+    """Returns the :func:`present_head` of a directory, or None if the directory is missing."""
     with storage_errors(os.fsdecode(path), "looking for a snapshot"):
         try:
             directory = files(path, create=False)
@@ -249,7 +249,7 @@ class Temporary:
             self._directory.unlink(self.name)
 
     def leave(self) -> None:
-        """In a forked child: leaves the file to the parent."""
+        """Leaves the file, in a forked child, to the parent."""
         self.fd.close()
 
 

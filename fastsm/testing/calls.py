@@ -54,7 +54,8 @@ class CallRules:
             raise error
 
         machine = with_procedures([fall])
-        assert apply_commands(machine, PUT, fastsm.call("fall"), PUT) == [True, answer, True], "another answer"
+        answers = apply_commands(machine, PUT, fastsm.call("fall"), PUT)
+        assert answers == [True, answer, True], "a procedure that raised gave another answer"
         assert (machine.get(b"key"), machine.get(b"other")) == (b"value", None), "a procedure that raised had an effect"
 
     @pytest.mark.parametrize("error", [OSError(5, "disk"), MemoryError()], ids=["a disk", "no memory"])

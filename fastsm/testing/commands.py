@@ -15,7 +15,7 @@ class CommandRules:
     # ---- commands ---------------------------------------------------------------------------------------
 
     def test_a_later_put_wins(self, state_machine: StateMachine) -> None:
-        """A put replaces the value, also within one chunk."""
+        """A put replaces the value, even within one chunk."""
         apply_commands(state_machine, PUT, fastsm.put(b"key", b"second"))
         assert state_machine.get(b"key") == b"second", "the second put of a chunk did not replace the first"
         apply_commands(state_machine, fastsm.put(b"key", b""))
@@ -40,8 +40,8 @@ class CommandRules:
                 results = apply_commands(state_machine, fastsm.compare_and_swap(b"key", expected, value))
                 case = f"the value was {before!r}, expected {expected!r}, new {value!r}"
                 after = value if before == expected else before
-                assert results == [before == expected], f"{case}: the result is not whether it matched"
-                assert state_machine.get(b"key") == after, f"{case}: now it is not {after!r}"
+                assert results == [before == expected], f"{case}: the result does not say whether it matched"
+                assert state_machine.get(b"key") == after, f"{case}: the value is not {after!r} afterwards"
 
     def test_an_entry_sees_those_before_it_in_its_chunk(self, state_machine: StateMachine) -> None:
         """A compare-and-swap is judged by the effects of earlier entries, however the chunk was split."""

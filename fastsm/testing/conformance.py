@@ -56,7 +56,7 @@ class StateMachineConformance(
     # ---- an empty one -----------------------------------------------------------------------------------
 
     def test_an_empty_state_machine_holds_nothing(self, state_machine: StateMachine) -> None:
-        """A new state machine has no keys, has applied nothing, and knows no terms and no snapshot."""
+        """A new state machine has no keys, has applied nothing, and has no terms and no snapshot."""
         assert state_machine.len() == 0, "len() of a new state machine is not 0"
         assert state_machine.is_empty() is True, "is_empty() of a new state machine is not True"
         assert state_machine.last_applied() == LogId(0, 0), "last_applied() of a new one is not LogId(0, 0)"

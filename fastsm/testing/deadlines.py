@@ -85,7 +85,7 @@ class DeadlineRules:
         due = [(b"b", 1), (b"", 2), (b"\x00", 2), (b"aa", 2), (b"az", 2), (b"ba", 2), (b"\xff" * 40, 2), (b"a", 3)]
         apply_commands(timed, *(fastsm.put(key, b"", expires=expires) for key, expires in reversed(due)))
         apply_commands(timed, fastsm.open_session(expires=1), fastsm.open_session(expires=0), fastsm.put(b"k", b""))
-        assert apply_commands(timed, fastsm.tick(9, limit=0)) == [Answer(True, 0)], "a limit of 0 was not kept"
+        assert apply_commands(timed, fastsm.tick(9, limit=0)) == [Answer(True, 0)], "a limit of 0 was exceeded"
         assert timed.clock() == 9, "a tick of limit 0 did not move the clock"
         for count in range(1, len(due) + 1):
             assert apply_commands(timed, fastsm.tick(9, limit=1)) == [Answer(True, 1)], "a limit of 1 was not used"

@@ -52,9 +52,9 @@ class OrderRules:
         apply_commands(in_order, *(fastsm.put(key, b"") for key in PUTS))
         for limit in (0, 1, 5, 100):
             expected = sorted(PUTS)[:limit]
-            assert [key for key, _ in in_order.scan(limit=limit).entries] == expected, f"limit={limit} is not kept"
+            assert [key for key, _ in in_order.scan(limit=limit).entries] == expected, f"limit={limit} is not respected"
             found = [key for key, _ in in_order.scan(limit=limit, reverse=True).entries]
-            assert found == sorted(PUTS)[::-1][:limit], f"limit={limit} is not kept in reverse"
+            assert found == sorted(PUTS)[::-1][:limit], f"limit={limit} is not respected in reverse"
         with pytest.raises(ValueError, match="limit"):
             in_order.scan(limit=-1)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 
 def shift_clocks(seconds: float) -> None:
-    """Makes every function that returns the time return another one. ``datetime`` uses C, so it is subclassed."""
+    """Makes every function that returns the time return a shifted one. ``datetime`` uses C, so it is subclassed."""
     nanoseconds = round(seconds * 1e9)
     for name in ("time", "monotonic", "perf_counter"):
         plain, exact = getattr(time, name), getattr(time, f"{name}_ns")

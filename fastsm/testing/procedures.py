@@ -30,9 +30,9 @@ def check_procedure(
     The payloads are applied one after another, each on the state that the previous ones left. ``state`` is the initial
     state: a mapping of keys to values, or commands that are applied first (for deadlines and a clock, or a history).
 
-    Each process has another seed for the hashes of str and bytes, so that sets have another order, another time and
-    time zone, and other random numbers; and runs each call twice. What a call answers and writes, in which order, must
-    be equal everywhere. If not, the error names the payload, and its outcomes. A procedure that behaves differently on
+    Each process has a different hash seed (so that sets of str and bytes have a different order), time, time zone and
+    random numbers, and runs each call twice. What a call answers and writes, in which order, must
+    be equal everywhere. If not, the error names the payload and its outcomes. A procedure that behaves differently on
     only one machine in a thousand is not found.
 
     ``function`` is loaded by its module and name, so it must be defined at the top of a module. Takes a second or two.
@@ -91,7 +91,7 @@ def _place(function: Callable[..., Any]) -> tuple[str, str]:
 
 
 def _run(job: dict[str, Any], processes: int) -> list[Any]:
-    """Returns the outcomes in each process; they run concurrently, using files, so that none waits for another."""
+    """Returns the outcomes in each process. The processes run concurrently; with files, none waits for another."""
     children: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory() as name:
         try:

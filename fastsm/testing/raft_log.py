@@ -95,7 +95,7 @@ class RaftLogConformance:
             assert len(raft_log.entries(1, 5, max_bytes=most)) == expected, f"max_bytes={most} gives a wrong number"
 
     def test_what_was_read_stays(self, raft_log: Any) -> None:
-        """A list that was appended or read belongs to the caller: what changes it, or the log, does not change both."""
+        """A list that was appended or read is the caller's: changing it does not change the log, nor vice versa."""
         given = [Entry(1, 1, b"a"), Entry(2, 1, b"b"), Entry(3, 1, b"c")]
         raft_log.append(given)
         found, expected = raft_log.entries(1, 3), list(given)

@@ -44,7 +44,7 @@ class SnapshotRules:
         apply_commands(state_machine, PUT, PUT)
         made = write_snapshot(state_machine, tmp_path / "new", LogId(2, 1))
         assert type(made.checksum) is bytes, "the checksum is not bytes"
-        assert len(made.checksum) == 32, "the checksum is not of 32 bytes"
+        assert len(made.checksum) == 32, "the checksum does not have 32 bytes"
         assert state_machine.snapshot_metadata() == made, "snapshot_metadata() is not what was written"
 
     def test_an_older_snapshot_is_not_recorded(self, state_machine: StateMachine, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ class SnapshotRules:
             install(state_machine, dataclasses.replace(made, checksum=bytes(32)), tmp_path / "new")
         with pytest.raises(fastsm.SnapshotError):
             install(state_machine, dataclasses.replace(made, last_included=LogId(2, 1)), tmp_path / "new")
-        assert state_of(state_machine) == before, "another snapshot than announced was installed"
+        assert state_of(state_machine) == before, "a snapshot other than the announced one was installed"
 
     def test_equal_states_have_equal_snapshots(self, state_machine: StateMachine, tmp_path: Path) -> None:
         """The checksum depends on the entries, not on how they were split or where the state came from."""

@@ -20,12 +20,12 @@ MANY = 1 << 20
 def told(watch: Any) -> list[tuple[int, bytes, bytes | None]]:
     """Returns all available changes, as (index, key, value)."""
     changes = watch.read(MANY, timeout=0)
-    assert all(isinstance(change, Change) for change in changes), "read() gave something else than Changes"
+    assert all(isinstance(change, Change) for change in changes), "read() gave something other than Changes"
     return [(change.index, change.key, change.value) for change in changes]
 
 
 class WatchRules:
-    """A watch delivers each put and each delete, starting where requested; or it raises that it cannot."""
+    """A watch delivers each put and each delete, starting where requested, or raises an error that says why not."""
 
     @pytest.fixture
     def watched(self, state_machine: StateMachine) -> Any:
@@ -43,8 +43,8 @@ class WatchRules:
             fastsm.put_many([b"b", b"b"], [b"1", b"2"]))
         assert told(watch) == [
             (1, b"key", b"value"), (2, b"absent", None), (6, b"key", None), (7, b"a", b"1"), (7, b"a", b"2"),
-            (7, b"a", None), (8, b"b", b"2")], "a watch does not tell what was written"
-        assert told(watch) == [], "a change was told twice"
+            (7, b"a", None), (8, b"b", b"2")], "a watch does not deliver what was written"
+        assert told(watch) == [], "a change was delivered twice"
         assert watch.position == Position(8, 1, 1), "position is not the last entry, with the number of its changes"
 
     def test_a_watch_tells_terms(self, watched: Any) -> None:
@@ -58,7 +58,7 @@ class WatchRules:
         """A watch delivers keys with its prefix, including the prefix itself, and no others."""
         watch = watched.watch(b"a\x00")
         apply_commands(watched, *(fastsm.put(key, b"") for key in (b"a", b"a\x00", b"a\x00b", b"a\x01", b"", b"b")))
-        assert [key for _, key, _ in told(watch)] == [b"a\x00", b"a\x00b"], "a watch does not keep to its prefix"
+        assert [key for _, key, _ in told(watch)] == [b"a\x00", b"a\x00b"], "a watch delivers other keys"
 
     def test_a_watch_goes_on_at_its_position(self, watched: Any) -> None:
         """A new watch delivers exactly what the previous one had not, even within an entry; it may start by index."""
@@ -66,7 +66,7 @@ class WatchRules:
         everything = told(watched.watch(start=1))
         watch = watched.watch(start=1)
         for count in range(len(everything) + 1):
-            assert told(watched.watch(start=watch.position)) == everything[count:], "it goes on somewhere else"
+            assert told(watched.watch(start=watch.position)) == everything[count:], "it continues somewhere else"
             assert len(watch.read(1, timeout=0)) == (count < len(everything)), "read(1) does not give one change"
         assert told(watched.watch(start=3)) == everything[-1:], "it does not begin with the entry of an index"
 
@@ -75,7 +75,7 @@ class WatchRules:
         watch = watched.watch()
         apply_commands(watched, *(fastsm.put(b"k", bytes(size)) for size in (9, 9, 50, 9)))
         sizes = [[len(change.value) for change in watch.read(max_bytes=20, timeout=0)] for _ in range(3)]
-        assert sizes == [[9, 9], [50], [9]], "max_bytes is not kept"
+        assert sizes == [[9, 9], [50], [9]], "max_bytes is not respected"
         assert watch.read(0, timeout=0) == [], "read(0) gives something"
 
     def test_other_histories_are_refused(self, watched: Any) -> None:
@@ -109,16 +109,16 @@ class WatchRules:
             assert caught.value.oldest == 3, "oldest is not the smallest start that works"
         watch = watched.watch(start=3)
         apply_commands(watched, fastsm.delete(b"key"))
-        assert told(watch) == [(3, b"key", None)], "a watch from the oldest start does not tell what comes"
+        assert told(watch) == [(3, b"key", None)], "a watch from the oldest start does not deliver what follows"
 
     def test_durable_watches_tell_what_is_durable(self, watched: Any) -> None:
         """What is not flushed is not delivered; afterwards it is."""
         watch = watched.watch(durable=True)
         apply_commands(watched, PUT)
         if watched.durable().index == 0:
-            assert told(watch) == [], "a change was told before it was durable"
+            assert told(watch) == [], "a change was delivered before it was durable"
         watched.flush()
-        assert told(watch) == [(1, b"key", b"value")], "a durable change is not told"
+        assert told(watch) == [(1, b"key", b"value")], "a durable change is not delivered"
 
     def test_a_stopped_state_machine_tells_nothing(self, watched: Any) -> None:
         """After ``stop`` a watch raises ``NotRunningError``, and after ``start`` it continues."""
@@ -129,7 +129,7 @@ class WatchRules:
             with pytest.raises(NotRunningError):
                 call()
         watched.start()
-        assert len(told(watch)) == 1, "a watch does not go on after start()"
+        assert len(told(watch)) == 1, "a watch does not continue after start()"
 
     def test_a_coroutine_waits_for_a_change(self, watched: Any) -> None:
         """A waiting coroutine gets the next change with its prefix; cancelling loses none; a closed watch ends."""
@@ -148,11 +148,11 @@ class WatchRules:
                 await watched.apply_chunk([(watched.last_applied().index + 1, 1, PUT)])
                 found = watch.read_async(timeout=0) if cancelled else waiting
                 changes = await asyncio.wait_for(found, PATIENCE)
-                assert len(changes) == 1, "a change was lost by a cancelled wait, or was told twice"
+                assert len(changes) == 1, "a change was lost by a cancelled wait, or was delivered twice"
             waiting = asyncio.ensure_future(anext_of(watch))
             await asyncio.sleep(0.01)
             watch.close()
-            assert await asyncio.wait_for(waiting, PATIENCE) is None, "an iteration goes on after close()"
+            assert await asyncio.wait_for(waiting, PATIENCE) is None, "an iteration continues after close()"
 
         asyncio.run(main())
 

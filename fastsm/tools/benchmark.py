@@ -268,7 +268,7 @@ def snapshot_and_reopen(kind: Any, opened: dict[str, Any], measured: Measured, d
 
 def memory_of(name: str, directory: Path) -> float:
     """Returns the additional memory of a process per key, in bytes; mapped files are not counted."""
-    # With this process's own path: in the folder of an unbuilt checkout, `-c` would import that one.
+    # With this process's own path: in the folder of an unbuilt checkout, `-c` would import the checkout.
     code = (
         f"import sys; sys.path[:] = {sys.path!r}; from fastsm.tools.benchmark import print_memory; "
         "print_memory(sys.argv[1], sys.argv[2])")
@@ -281,7 +281,7 @@ def memory_of(name: str, directory: Path) -> float:
 
 
 def print_memory(name: str, directory: str) -> None:
-    """In a process of its own: fills a store and prints the memory that this took."""
+    """Fills a store, and prints the memory that this took. To be called in a process of its own."""
     kind = next(kind for kind in stores() if kind.name == name)
     store = kind(Path(directory))
     source = random.Random(2)
@@ -309,7 +309,7 @@ def own_memory() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """Returns what the numbers depend on."""
+    """Returns facts about this machine, on which the numbers depend."""
     return {
         "system": f"{platform.system()} {platform.release()}", "processor": platform.machine(),
         "cores": os.cpu_count(), "python": platform.python_version(), "load": os.getloadavg()[0],
@@ -365,6 +365,6 @@ def plot(found: list[Measured], path: Path) -> None:
         axes.set_xticks([])
         axes.invert_yaxis()
         axes.margins(x=0.2)
-    figure.suptitle(f"{KEYS:,} keys: less is better", x=0.01, ha="left")
+    figure.suptitle(f"{KEYS:,} keys: lower is better", x=0.01, ha="left")
     figure.savefig(path)
     plt.close(figure)

@@ -1,7 +1,7 @@
 """``fastsm demo``: files become a Raft log, the process that applies it is killed, and everything is compared.
 
 A child process applies a history of entries, which is a function of (files, seed), and acknowledges each chunk. It is
-killed with SIGKILL at a random point of the first three quarters, after chunks that were never flushed. This process
+killed with SIGKILL at a random point in the first three quarters, after chunks that were never flushed. This process
 then opens the directory, compares every key with a model replayed up to the recovered entry, applies the rest, and
 compares every key with its file on disk.
 """
@@ -147,7 +147,7 @@ def apply_chunks(
 
 
 def child_main() -> None:
-    """The child process: orders arrive as one line on stdin, acknowledgements go to stdout as lines."""
+    """Runs the child process: orders arrive as one line on stdin, acknowledgements go to stdout as lines."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent, which receives it too
     orders = json.loads(sys.stdin.readline())
     source = orders["source"]
@@ -401,7 +401,7 @@ class Demo:
         self.report(Progress("reopen", 1, 1, outcome))
 
     def verify(self, machine: FastStateMachine) -> None:
-        """Compares every key with its file, read again; returns the median time of a get, less that of the clock."""
+        """Compares every key with its file, read again; records the median time of a get, less that of the clock."""
         moment = "at the end of the history"
         names = list(self.files)
         for done, name in enumerate(names):

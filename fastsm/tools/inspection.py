@@ -188,7 +188,7 @@ class LogReport:
             vote = self.found["voted_for"]
             rows += [
                 ("entries", f"{held}, the last of term {last_term:,}"),
-                ("durable", f"up to entry {self.found['durable_index']:,}, by what the files say"),
+                ("durable", f"up to entry {self.found['durable_index']:,}, according to the files"),
                 ("hard state", f"term {self.found['term']:,}, {'no vote' if vote is None else f'a vote for {vote}'}"),
             ]
         rows.append(("files", ", ".join(f"{name} {size_text(size)}" for name, size in self.files.items()) or "none"))
@@ -292,7 +292,9 @@ def inspect_log(path: str) -> LogReport:
 
 def _advice(error: FastsmError, remedy: str) -> str:
     """Returns the remedy for a damaged directory; files of another release are not damaged."""
-    return f"damaged; {remedy}" if isinstance(error, CorruptionError) else "this release cannot read it"
+    if isinstance(error, CorruptionError):
+        return f"damaged; {remedy}"
+    return "this release cannot read it; use the release that wrote it"
 
 
 def _inspect_snapshot(snapshot: Snapshot) -> SnapshotReport:

@@ -9,10 +9,11 @@ A line is an object. The first one says what the lines are; the others describe 
 
 ``"log"`` instead of ``"state"`` announces the records of a log, which may also be ``delete``, ``config``, ``session``,
 ``forget``, ``clock``, ``snapshot`` and ``close``. A put may have a deadline, ``"expires": 5``, and a key may be touched
-after it was put: ``{"operation": "touch", "key": "color", "expires": 9}``, or null. The first line of a state has the
-``clock``, if there was a tick. A session's memory is ``{"operation": "session", "session": 5, "sequence": 2, "expires":
-null, "result_base64": "AQ=="}``, in addition to its index and term. ``"end": true`` announces a last line, which has
-the number of lines in between: so :func:`load` detects a dump that was cut short, or from which lines were removed.
+after it was put: ``{"operation": "touch", "key": "color", "expires": 9}``; null removes its deadline. The first line of
+a state has the ``clock``, if there was a tick. What the state remembers of a session is ``{"operation": "session",
+"session": 5, "sequence": 2, "expires": null, "result_base64": "AQ=="}``, with an index and a term. ``"end": true``
+announces a last line, which has the number of lines in between: so :func:`load` detects a dump that was cut short, or
+from which lines were removed.
 Dumps of earlier releases announce no last line, and load as before; but if they say how many keys there are, the number
 must match.
 
@@ -107,7 +108,9 @@ def _state_lines(path: str, prefix: bytes, as_of: int | None) -> Iterator[Line]:
         yield _head("state", last, runs, prefix, **more, **({"clock": clock} if clock else {}))
         membership = machine.membership()
         if membership is not None and membership[0].index > last.index:
-            raise FastsmError(f"{path}: the membership as of entry {as_of} is in a snapshot alone: dump one as of it")
+            raise FastsmError(
+                f"{path}: only a snapshot has the membership as of entry {as_of}: write one with `fastsm snapshot "
+                f"--as-of {as_of}`, and dump that")
         yield from _pairs(records, membership, prefix)
 
 
@@ -229,9 +232,9 @@ def load(path: str | os.PathLike[str], lines: Iterable[bytes]) -> tuple[LogId, i
     """Makes a new directory from lines; returns its last applied entry, and how many entries and keys it has.
 
     The state is that of the dump, with its indexes, terms and membership, and has the same ``state_checksum``; a dump
-    by prefix or range makes a state of its content. The state is made completely or not at all. Raises ``LoadError``
-    for wrong lines, missing lines (according to the end mark), or no lines; ``StorageError`` if the directory is not
-    empty. O(bytes).
+    of a prefix or a range makes a state of its content. The state is made completely or not at all. Raises
+    ``LoadError`` for wrong lines, missing lines (according to the end mark), or no lines; ``StorageError`` if the
+    directory is not empty. O(bytes).
     """
     head, rest = head_and_rest(lines)
     entries = 0
@@ -247,8 +250,8 @@ def load(path: str | os.PathLike[str], lines: Iterable[bytes]) -> tuple[LogId, i
         if last.index > machine.last_applied().index and head.get("last") is None:
             if last.term < machine.last_applied().term:
                 raise LoadError(
-                    1, f"expected a last_applied of a term from {machine.last_applied().term} on, found {last}: terms "
-                    "never fall")
+                    1, f"expected a last_applied whose term is at least {machine.last_applied().term}, found {last}: "
+                    "terms never fall")
             machine.update_last_applied(last)
         if unsaid.sessions or unsaid.clock:
             _install(machine, machine.path, unsaid)
@@ -258,7 +261,7 @@ def load(path: str | os.PathLike[str], lines: Iterable[bytes]) -> tuple[LogId, i
 
 
 class _Unsaid:
-    """What no command can express: sessions' memory, by ids and entries; a clock that moves without removing keys."""
+    """What no command can express: what is remembered of sessions; a clock that moves without removing keys."""
 
     def __init__(self, clock: int) -> None:
         self.sessions: dict[int, tuple[int, bytes]] = {}
@@ -280,7 +283,8 @@ def _without(unsaid: _Unsaid, lines: Iterator[tuple[int, Line]]) -> Iterator[tup
             continue
         session, index = line.get("session"), line.get("index")
         if not (isinstance(session, int) and isinstance(index, int) and is_number(session) and is_number(index)):
-            raise LoadError(number, "expected the numbers of a session and of its entry")
+            raise LoadError(
+                number, f"expected the numbers of a session and of its entry, found {session!r} and {index!r}")
         sessions.pop(session, None)
         if operation == "session":
             sessions[session] = (index, _session_value(number, line))
@@ -290,11 +294,11 @@ def _without(unsaid: _Unsaid, lines: Iterator[tuple[int, Line]]) -> Iterator[tup
 def _session_value(number: int, line: Line) -> bytes:
     sequence, expires = line.get("sequence"), expires_of(number, line)
     if not is_number(sequence):
-        raise LoadError(number, "expected a sequence")
+        raise LoadError(number, f"expected a sequence, found {sequence!r}")
     value = struct.pack("<QQ", sequence, NO_DEADLINE if expires is None else expires)
     value += bytes_of(number, line, "result")
     if not is_session_value(value):
-        raise LoadError(number, "expected the result of a command, as a dump has it")
+        raise LoadError(number, "expected the result of a command, in the form that a dump has, found other bytes")
     return value
 
 

@@ -126,9 +126,9 @@ def _parsed(lines: Iterable[bytes]) -> Iterator[tuple[int, Line]]:
         try:
             line = json.loads(text)
         except (ValueError, RecursionError) as error:  # the latter for lists nested thousands deep
-            raise LoadError(number, f"expected an object of JSON: {error}") from None
+            raise LoadError(number, f"expected a JSON object: {error}") from None
         if not isinstance(line, dict):
-            raise LoadError(number, f"expected an object of JSON, found {type(line).__name__}")
+            raise LoadError(number, f"expected a JSON object, found {type(line).__name__}")
         yield number, line
 
 
@@ -180,8 +180,8 @@ def _judged(lines: Iterator[tuple[int, Line]]) -> Iterator[tuple[int, LogId, lis
         found = line.get("index", last.index + 1), line.get("term", last.term)
         if not all(map(is_number, found)) or found[0] < max(last.index, 1) or found[1] < last.term:
             raise LoadError(
-                number, f"expected an index from 1 on and a term, neither below {tuple(last)}, found {found}: indexes "
-                "rise and terms never fall")
+                number, f"expected an index of at least 1 and a term, neither below {tuple(last)}, found {found}: "
+                "indexes rise and terms never fall")
         if found[0] == last.index and found[1] != last.term:
             raise LoadError(number, f"expected term {last.term} again for entry {last.index}, found {found[1]}")
         last = LogId(*found)
@@ -223,11 +223,11 @@ def bytes_of(number: int, line: Line, name: str) -> bytes:
             return base64.b64decode(coded, validate=True)
         except (binascii.Error, ValueError) as error:
             raise LoadError(number, f"{name}_base64: {error}") from None
-    raise LoadError(number, f'expected "{name}" or "{name}_base64", a text')
+    raise LoadError(number, f'expected "{name}" or "{name}_base64", one of them, as a string')
 
 
 def chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
-    """Yields the entries in lists that are small enough to be applied at once."""
+    """Yields the entries in lists that are small enough to be applied as chunks."""
     chunk: list[Entry] = []
     size = 0
     for entry in entries:

@@ -109,4 +109,4 @@ def _read(path: str, directory: Directory) -> Journal:
             moved = isinstance(error, CorruptionError) or getattr(error, "errno", None) == errno.ENOENT
             if not left or not moved or directory.owner() is None:
                 raise
-    raise StorageError(errno.EAGAIN, "its owner changes it faster than it can be read", path)
+    raise StorageError(errno.EAGAIN, "its owner changes it faster than it can be read: try again", path)

@@ -133,8 +133,8 @@ class _Patient:
             known = CURRENT in self.directory.names() or any(own_names(self.directory)) or is_unfinished(self.directory)
         if not known:
             raise RepairError(
-                f"{self.path}: no state's directory: expected CURRENT or a log, found neither; give the directory that "
-                "a FastStateMachine was opened with")
+                f"{self.path}: not a state's directory: expected CURRENT or a log, found neither; give the directory "
+                "that a FastStateMachine was opened with")
 
     def __enter__(self) -> _Patient:
         return self
@@ -245,7 +245,7 @@ class _Patient:
             return None
 
     def log_of(self, head: headers.LogHead, base_alone: bool) -> Log:
-        """Returns the log with a header, mapped completely, and its checked base. ``CorruptionError``: not usable."""
+        """Returns the log with a header, mapped completely, and its checked base; ``CorruptionError`` if unusable."""
         name = log_name(head.generation)
         path = self.directory.path_of(name)
         base = Base.open(self.directory, head)

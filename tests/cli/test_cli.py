@@ -268,7 +268,8 @@ def test_files_of_another_release_are_not_called_damaged(tmp_path, places):
     changed[8] = 7
     current.write_bytes(headers.with_checksum(bytes(changed)))
     done = run(tmp_path, "inspect", "state")
-    assert (done.returncode, done.stderr) == (1, "fastsm: state: this release cannot read it\n")
+    advice = "this release cannot read it; use the release that wrote it"
+    assert (done.returncode, done.stderr) == (1, f"fastsm: state: {advice}\n")
     assert "version 7" in done.stdout
 
 

@@ -128,7 +128,7 @@ def test_dump_and_load_are_each_other_reversed(run, state, tmp_path):
     assert again.exit_code == 1
     assert "name a new or an empty directory" in again.stderr
     wrong = run("load", tmp_path / "three", stdin="{}\n")
-    assert wrong.stderr == 'fastsm: line 1: expected "key" or "key_base64", a text\n'
+    assert wrong.stderr == 'fastsm: line 1: expected "key" or "key_base64", one of them, as a string\n'
 
 
 def test_dump_of_the_log_by_range(run, state):

@@ -129,8 +129,8 @@ def test_lines_written_by_hand_are_entries_of_their_own(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        ([b"{"], "line 1: expected an object of JSON"),
-        ([b"[]"], "line 1: expected an object of JSON, found list"),
+        ([b"{"], "line 1: expected a JSON object"),
+        ([b"[]"], "line 1: expected a JSON object, found list"),
         ([b'{"key": "a", "value": "b"}', b'{"key": "a"}'], 'line 2: expected "value" or "value_base64"'),
         ([b'{"key": "a", "value": 1}'], 'line 1: expected "value"'),
         ([b'{"key": "a", "key_base64": "", "value": "b"}'], 'line 1: expected "key"'),
@@ -150,12 +150,12 @@ def test_lines_written_by_hand_are_entries_of_their_own(tmp_path):
         ([b'{"operation": "state", "last_applied": 7}'], "line 1: expected last_applied"),
         ([b'{"operation": "state", "runs": [[1, 2]]}'], "line 1: expected runs"),
         ([b'{"operation": "state", "keys": true}'], "line 1: expected a number of keys"),
-        ([b"[" * 100_000], "line 1: expected an object of JSON"),
-        ([b'{"a":' * 100_000], "line 1: expected an object of JSON"),
-        ([b'{"index": ' + b"9" * 5000 + b"}"], "line 1: expected an object of JSON"),
+        ([b"[" * 100_000], "line 1: expected a JSON object"),
+        ([b'{"a":' * 100_000], "line 1: expected a JSON object"),
+        ([b'{"index": ' + b"9" * 5000 + b"}"], "line 1: expected a JSON object"),
         ([b'{"index": true, "key": "a", "value": ""}'], "line 1: expected an index"),
         ([b'{"index": 18446744073709551615, "key": "a", "value": ""}'], "line 1: expected an index"),
-        ([b'{"index": 0, "key": "a", "value": ""}'], "line 1: expected an index from 1 on"),
+        ([b'{"index": 0, "key": "a", "value": ""}'], "line 1: expected an index of at least 1"),
         (
             [b'{"operation": "append"}', b'{"index": 0}'],
             "line 1: expected put, delete, touch or config, found operation 'append'",

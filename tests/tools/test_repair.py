@@ -447,7 +447,7 @@ def test_a_folder_that_is_no_state_is_told_apart(tmp_path: Path, content: str) -
         (tmp_path / "log-1").write_bytes(b"hello")
     before = sorted(os.listdir(tmp_path))
     for tool in (repair.examine, repair.repair):
-        with pytest.raises(repair.RepairError, match="no state's directory"):
+        with pytest.raises(repair.RepairError, match="not a state's directory"):
             tool(tmp_path)
     assert sorted(os.listdir(tmp_path)) == before
     with pytest.raises(StorageError):

@@ -112,7 +112,7 @@ class Applying(Replication):
         self, content: bytes, mark: int, sync: bool = False, callback: Callback | None = None,
         timeout: float | None = None, take: Callable[[Any], Any] | None = None,
     ) -> Any:
-        """:meth:`submit` for any kind of entry. ``take`` converts the result of ``apply`` for the caller.
+        """Does what :meth:`submit` does, for any entry. ``take`` converts the result of ``apply`` for the caller.
 
         If it raises ``Denied``, a callback receives ``REQUEST_DENIED``, and a waiting caller gets the error.
         """
@@ -152,7 +152,7 @@ class Applying(Replication):
             if len(command) > LARGEST_COMMAND:
                 raise CommandError(
                     f"expected a command of at most {LARGEST_COMMAND} bytes, found one of {len(command)}: while "
-                    "PySyncObj sends a larger one its leader is given up; split it")
+                    "PySyncObj sends a larger one, followers give up their leader; split it")
             if callback is not None and type(callback) is not Pending:
                 if isinstance(getattr(callback, "__self__", None), AsyncResult):
                     self._fastsm_require_other_thread()
@@ -248,7 +248,7 @@ class Applying(Replication):
     def _fastsm_apply_others(self, entries: list[tuple[int, int, bytes]], stop: float) -> int:
         """Applies entries of PySyncObj's own one by one, as long as there is time; returns how many.
 
-        For the state machine they are entries without effect; it is at the entry whose method is being called.
+        The state machine gets them as entries without effect; the entry of a method is applied there before the call.
         """
         commands = self._fastsm_journal.entries(entries[0][0], len(entries))
         waiting = self._SyncObj__commandsWaitingCommit
@@ -296,7 +296,9 @@ class Applying(Replication):
         if command == SENTINEL:
             return None
         if command[0] > LAST_KIND:
-            raise UnknownCommandError(f"an entry of kind {command[0]} is from another release")
+            raise UnknownCommandError(
+                f"expected an entry of kind 0 to {LAST_KIND}, found one of kind {command[0]}, from another release; "
+                "run that release on this node")
         if command[0] != 0:
             return self._SyncObj__doApplyCommand(command)
         reading = True
@@ -361,7 +363,7 @@ class Applying(Replication):
                 callback(result, FAIL_REASON.SUCCESS)
 
     def _fastsm_pass_over_waiting(self, index: int) -> None:
-        """After an install: answers that the outcome of commands up to there is unknown."""
+        """Tells callers, after an install, that the outcome of their commands up to ``index`` is unknown."""
         waiting = self._SyncObj__commandsWaitingCommit
         for known in [number for number in waiting if number <= index]:
             for _, callback in waiting.pop(known):

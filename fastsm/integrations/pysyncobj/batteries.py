@@ -269,7 +269,7 @@ class FastQueue(_AnyQueue):
         super().__init__("queue", maxsize, name, items)
 
     def put(self, item: Any, **options: Any) -> Any:
-        """Appends an item: True, or False if the queue is full. O(1)."""
+        """Appends an item; the result is True, or False if the queue is full. O(1)."""
         return self._put_by(operations.queue_put, item, options)
 
     def get(self, default: Any = None, **options: Any) -> Any:
@@ -292,7 +292,7 @@ class FastPriorityQueue(_AnyQueue):
         self.codec = self._items
 
     def put(self, item: Any, **options: Any) -> Any:
-        """Adds an item: True, or False if the queue is full. O(log n)."""
+        """Adds an item; the result is True, or False if the queue is full. O(log n)."""
         # Raises for an item that no node could read, before it is in the log
         self._items.decode(self._items.encode(item))
         return self._put_by(operations.heap_put, item, options)

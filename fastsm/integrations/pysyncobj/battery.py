@@ -29,7 +29,7 @@ class Battery(StateInMachine):
         super().__init__()
         name = kind if name is None else name
         if not isinstance(name, str) or not name or "\0" in name:
-            raise ValueError(f"expected a name without zero bytes, found {name!r}")
+            raise ValueError(f"expected a name that is not empty and has no zero bytes, found {name!r}")
         self.prefix = name.encode() + b"\0"
 
     def _node(self) -> ReplicatedStateMachine:
@@ -38,7 +38,7 @@ class Battery(StateInMachine):
             raise NotRunningError(
                 f"this {type(self).__name__} is not a consumer of a running node: pass it to one in consumers=")
         if not isinstance(node, ReplicatedStateMachine):
-            raise TypeError(f"expected a ReplicatedStateMachine around a {type(self).__name__}, found {node!r}")
+            raise TypeError(f"expected a {type(self).__name__} in a ReplicatedStateMachine, found it in {node!r}")
         return node
 
     def _machine(self) -> FastStateMachine:

@@ -54,7 +54,8 @@ def configuration(conf: Any, *, names_files: bool = False) -> Any:
         if names_files:
             members[name] = property(lambda conf: None)
         elif getattr(conf, name) is not None:
-            raise ValueError(f"conf.{name} is set: journal and snapshots are the node's own, in its directory")
+            raise ValueError(
+                f"conf.{name} is set, but the node has its own journal and snapshots, in its directory: leave it unset")
     seen: Any = object.__new__(type(type(conf).__name__, (type(conf),), members))
     seen.__dict__ = conf.__dict__
     return seen

@@ -17,7 +17,7 @@ from fastsm.integrations.pysyncobj.node import ReplicatedStateMachine
 
 
 class FastSyncObj(ReplicatedStateMachine):
-    """A :class:`ReplicatedStateMachine` with the constructor of a ``pysyncobj.SyncObj``: a base class to replace it.
+    """A :class:`ReplicatedStateMachine` with the constructor of a ``pysyncobj.SyncObj``, which it can replace.
 
     Its directory is named like ``conf.journalFile`` (or ``conf.fullDumpFile``), followed by ``.fastsm``. If a directory
     exists under one of the two names, it is used, so a node that is configured with a second file later keeps its

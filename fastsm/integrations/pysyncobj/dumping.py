@@ -62,7 +62,7 @@ class Work:
 
 @dataclass
 class Transfer:
-    """A snapshot being sent to a follower. Open, so that it does not change when a newer one takes its name."""
+    """A snapshot being sent to a follower, kept open so that a newer one of the same name does not replace it."""
 
     snapshot: Snapshot
     sent: int = 0
@@ -85,7 +85,7 @@ class Dumping(Applying):
     _fastsm_places: Places
 
     def _fastsm_begin_dumping(self, included: LogId, size: int, methods: MethodTable) -> None:
-        """``included`` and ``size``: those of the existing snapshot; ``LogId()`` and 0 if there is none."""
+        """Prepares dumping. ``included`` and ``size``: of the existing snapshot; ``LogId()`` and 0 if there is none."""
         self._fastsm_last_dump, self._fastsm_dump_size = included, size
         self._fastsm_dumped_at = clock.monotonic() - self._fastsm_policy.least_seconds
         self._fastsm_methods = methods
@@ -112,7 +112,7 @@ class Dumping(Applying):
     # ---- when ------------------------------------------------------------------------------------------
 
     def _SyncObj__tryLogCompaction(self) -> None:
-        """Called in each tick."""
+        """Starts dumps and installs that are due, and handles the end of those that run. Called in each tick."""
         if self._fastsm_failure is not None:
             return
         if self._SyncObj__raftState != LEADER:
@@ -251,7 +251,7 @@ class Dumping(Applying):
             return
         except (StorageError, RuntimeError, MemoryError) as error:
             # Nothing depends on it yet; if the state machine is damaged, the next apply reports that.
-            logger.warning("a dump as of %s failed, it is tried again: %s", tuple(included), error)
+            logger.warning("a dump as of %s failed, and will be tried again: %s", tuple(included), error)
             self._fastsm_not_before = clock.monotonic() + NO_ROOM_PAUSE
             return
         self._fastsm_last_dump, self._fastsm_dumped_at = included, clock.monotonic()
@@ -457,7 +457,7 @@ class Dumping(Applying):
         self._SyncObj__sendNextNodeIdx(node, nextNodeIdx=included.index + 1, success=True)
 
     def _fastsm_restore(self, attachment: bytes) -> None:
-        """Takes over what ``_attachment`` put into a snapshot."""
+        """Takes over what ``_fastsm_attachment`` put into a snapshot."""
         content = pickle.loads(attachment)
         self._fastsm_methods.require(content, self._fastsm_places.path)
         self.__dict__.update(content["attributes"])

@@ -16,7 +16,7 @@ class UnsupportedVersionError(FastsmError):
 
 
 class DivergedError(FastsmError):
-    """This node has applied another entry than its cluster has committed, so its state differs from the cluster's.
+    """This node has applied an entry that its cluster has not committed, so its state differs from the cluster's.
 
     Stop it, remove its directory, and start it again: it recovers from a snapshot.
     """

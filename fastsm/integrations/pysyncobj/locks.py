@@ -73,7 +73,7 @@ class _Locks(Battery):
         self._operate(operations.lock_give_back, *arguments, options=options)
 
     def holder_of(self, key: bytes) -> str | None:
-        """Returns the holder of a lock, as far as this node knows."""
+        """Returns the holder of a lock in the state that this node has applied, or None."""
         found = self._machine().get(key)
         return None if found is None else operations.lock_of(found).holder.decode()
 
@@ -85,11 +85,11 @@ class _Locks(Battery):
 class FastLockManager:
     """``pysyncobj.batteries.ReplLockManager``, in fastsm: locks that end if their holder is silent for a while.
 
-    Unlike there, clocks of different nodes are never compared. The leader counts time in the log, and a holder counts
-    the time since its own request: ``isAcquired`` is True only if both agree. So two managers never have a lock at the
-    same time, however far the nodes' clocks differ, even if a node is suspended or cut off. (What a process does after
-    it has called ``isAcquired`` is at its own risk: it may be suspended right then.) The lock of a manager that has
-    died becomes free after between one and one and a half times ``autoUnlockTime``.
+    Unlike in PySyncObj, clocks of different nodes are never compared. The leader counts time in the log, and a holder
+    counts the time since its own request: ``isAcquired`` is True only if both agree. So two managers never have a lock
+    at the same time, however far the nodes' clocks differ, even if a node is suspended or cut off. (What a process does
+    after it has called ``isAcquired`` is at its own risk: it may be suspended right then.) The lock of a manager that
+    has died becomes free after between one and one and a half times ``autoUnlockTime``.
 
     All managers of one name must have the same ``autoUnlockTime``. Without ``selfID`` a manager gets a unique id. Its
     thread ends with :meth:`destroy`, with the manager, and with the thread that made it.
@@ -109,7 +109,7 @@ class FastLockManager:
         return self._locks
 
     def destroy(self) -> None:
-        """Ends the manager's thread, which prolongs its locks; these then expire."""
+        """Ends the manager's thread, which renews its locks; they then expire."""
         self._end.set()
 
     def __del__(self) -> None:
@@ -185,7 +185,7 @@ class FastLockManager:
 
 
 def _prolongate(manager: weakref.ref[FastLockManager], end: threading.Event, maker: threading.Thread) -> None:
-    """The work of a manager's thread."""
+    """Renews a manager's locks until the manager, or the thread that made it, has ended. Runs in its own thread."""
     not_before = 0.0
     while not end.wait(0.1) and maker.is_alive():
         found = manager()

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fastsm")
 
-# Nodes whose tick thread is to end them. The thread alone does not keep them alive, and its user may have dropped them.
+# Nodes whose tick thread is to end them. The thread alone does not keep them alive, and users may have dropped them.
 _ending: dict[int, ReplicatedStateMachine] = {}
 
 
@@ -89,7 +89,7 @@ class ReplicatedStateMachine(Shorthands, Dumping):
     unclean end. With ``self_address=None`` it is a read-only node: it follows the cluster and may submit, but does not
     vote.
 
-    - ``conf``: a ``SyncObjConf``. It must not set journal, dumps and serializers, which are the node's own.
+    - ``conf``: a ``SyncObjConf``. It must not set a journal, dumps or serializers, which are the node's own.
     - ``durable``: what was acknowledged survives a power loss of all nodes. Replies and votes are sent after an fsync
       of what they promise, with one fsync per tick. Without it, acknowledged entries survive the end of every process,
       but not of every machine at the same time.
@@ -104,7 +104,7 @@ class ReplicatedStateMachine(Shorthands, Dumping):
       is the leader and something has a deadline; None: it proposes none.
     - ``nodeClass``, ``transportClass``: as in PySyncObj; the transport is a subclass of ``TCPTransport``.
     - ``options``: those of ``FastStateMachine``, such as ``verify_on_open`` ("full" by default), ``retain_entries``, or
-      ``procedures``, which must be the same on all nodes: a node that applies a call of a procedure it lacks stops.
+      ``procedures``, which must be the same on all nodes: a node that lacks one stops when it applies a call of it.
 
     Raises ``UnsupportedVersionError`` if PySyncObj is of a version that does not work, and the errors of opening the
     directory: ``CorruptionError``, ``ChecksumMismatchError``, ``LockedError``, ``StorageError``, ...
@@ -203,7 +203,7 @@ class ReplicatedStateMachine(Shorthands, Dumping):
 
     @property
     def refused(self) -> dict[str, str]:
-        """Nodes that were refused, and why; a node is removed when it comes back in order."""
+        """The nodes that were refused, and why. A node that is accepted later is removed from it."""
         return dict(self._fastsm_transport.refused)
 
     # ---- the tick --------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ class ReplicatedStateMachine(Shorthands, Dumping):
             self._fastsm_fail(error)  # otherwise PySyncObj's thread would end without notice
 
     def _fastsm_begin(self) -> None:
-        """In the first tick: sets PySyncObj's own state as the restart found it."""
+        """Sets PySyncObj's own state as the restart found it. Called in the first tick."""
         found, self._fastsm_restart = self._fastsm_restart, None
         assert found is not None
         self._SyncObj__needLoadDumpFile = False
@@ -270,7 +270,7 @@ class ReplicatedStateMachine(Shorthands, Dumping):
                     self._SyncObj__commandsQueue.put_nowait((bytes([MARK]) + command, None))
 
     def addOnTickCallback(self, callback: Callable[[], object]) -> None:
-        """As in PySyncObj; exceptions of the callback are logged."""
+        """Adds a callback for each tick, as in PySyncObj; exceptions of the callback are logged."""
         super().addOnTickCallback(Guarded(callback))
 
     def _fastsm_make_durable(self) -> None:
@@ -316,7 +316,7 @@ class ReplicatedStateMachine(Shorthands, Dumping):
             Guarded(self._fastsm_on_failure)(error)
 
     def destroy(self) -> None:
-        """As in PySyncObj; may be called from anywhere: in the middle of a tick, the node ends with that tick."""
+        """Ends the node, as in PySyncObj. May be called from anywhere: during a tick, the node ends with that tick."""
         if self._SyncObj__conf.autoTick:
             if self.tick_thread_alive():
                 _ending[id(self)] = self
@@ -358,9 +358,9 @@ class ReplicatedStateMachine(Shorthands, Dumping):
             _ending.pop(id(self), None)
 
     def _fastsm_end_with(self, thread: threading.Thread) -> None:
-        """Called in the tick thread when the thread that made the node has ended, and the ticks with it.
+        """Ends the node after the thread that made it has ended, and the ticks with it. Called in the tick thread.
 
-        At the end of the process that is the main thread, which is not a failure.
+        If that is the main thread, the process ends, which is not a failure.
         """
         if thread is threading.main_thread():
             self._SyncObj__destroying = True
@@ -371,7 +371,7 @@ class ReplicatedStateMachine(Shorthands, Dumping):
         self._doDestroy()
 
     def _fastsm_end_unbound(self, error: TransportNotReadyError) -> None:
-        """Called in the tick thread if the address cannot be bound, so that PySyncObj gives up its ticks."""
+        """Ends the node, since its address cannot be bound, and PySyncObj gives up its ticks. In the tick thread."""
         self._fastsm_fail(error)
         self._doDestroy()
 

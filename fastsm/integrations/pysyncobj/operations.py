@@ -53,7 +53,7 @@ def take_first(tx: Tx, prefix: bytes) -> bytes:
 
 
 def replace(tx: Tx, prefix: bytes, *pairs: bytes) -> None:
-    """Replaces all keys with the prefix by other pairs."""
+    """Replaces all pairs whose keys have the prefix with other pairs."""
     tx.delete_prefix(prefix)
     for place in range(0, len(pairs), 2):
         tx.put(pairs[place], pairs[place + 1])
@@ -75,7 +75,7 @@ def number_of(data: bytes | None) -> int | float:
 def number_as_bytes(number: float) -> bytes:
     if isinstance(number, int):
         if abs(number) >= _TOO_LARGE:
-            raise OverflowError(f"a counter has at most {MOST_DIGITS} digits")
+            raise OverflowError(f"expected a counter of at most {MOST_DIGITS} digits, found a larger one")
         return b"%d" % number
     if isinstance(number, float):
         return repr(number).encode()
@@ -227,7 +227,7 @@ def _locks(tx: Tx, prefix: bytes) -> list[tuple[bytes, Lock]]:
 
 
 def locks_pass(tx: Tx, prefix: bytes, term: bytes, counted: bytes, most: bytes) -> None:
-    """Advances the time: the leader of a term has counted so many milliseconds in it. Removes locks that end by that.
+    """Advances the locks' time: the leader of ``term`` has counted ``counted`` ms in it. Removes locks that have ended.
 
     A term has only one leader, and counts that arrive in a later term are ignored. So the locks' time is never faster
     than a leader's clock, however far the leaders' clocks differ. The time since the last entry counts as at most
@@ -262,7 +262,7 @@ def locks_keep(tx: Tx, prefix: bytes, holder: bytes, lease: bytes) -> None:
 
 
 def lock_give_back(tx: Tx, key: bytes, holder: bytes, token: bytes) -> None:
-    """Gives back a lock, but not a later acquisition than ``token``, in case this comes late. 0: any acquisition."""
+    """Gives back a lock if it was acquired by the entry ``token``: this may arrive late. 0: by any entry."""
     found = tx.get(key)
     if found is not None and lock_of(found).holder == holder and int(token) in (0, lock_of(found).token):
         tx.delete(key)

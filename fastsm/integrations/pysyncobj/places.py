@@ -1,4 +1,4 @@
-"""A node's directory: its parts, and how they are made consistent after any end.
+"""A node's directory: its parts, and how they are made consistent, however the node ended.
 
     state      the FastStateMachine: what was applied
     journal    the FastJournal: the entries, term and vote
@@ -62,7 +62,7 @@ class Places:
         return found[-1] if found else None
 
     def keep(self, snapshot: Snapshot) -> None:
-        """Makes a snapshot's name durable: who put it in place may have been killed before that was."""
+        """Makes a snapshot's name durable: the process that put it in place may have been killed before it did so."""
         path = os.path.dirname(snapshot.path)
         with storage_errors(path, "making a snapshot's name durable"):
             directory = self.files(os.path.basename(path))(path)

@@ -173,7 +173,7 @@ cdef class Positions(Journal):
     cpdef add(self, bytes command, uint64_t index, uint64_t term):
         """Appends the next entry. O(size); durable after `sync`.
 
-        Raises `OrderError` for another index or a falling term, `StorageError`; then nothing has changed.
+        Raises `OrderError` for any other index or a falling term, and `StorageError`; then nothing has changed.
         """
         cdef Item item
         self.check_open()
@@ -182,9 +182,12 @@ cdef class Positions(Journal):
         if self.count and term < self.last_term():
             raise OrderError(f"{self.path}: the term of entry {index} cannot fall to {term}", index=index)
         if not 0 < index <= LARGEST or term > LARGEST:
-            raise OrderError(f"{self.path}: expected an index of 1 to {LARGEST}, and a term of 0 to that", index=index)
+            raise OrderError(
+                f"{self.path}: expected an index of at least 1 and a term, neither above {LARGEST}, found {index} and "
+                f"{term}", index=index)
         if <uint64_t>PyBytes_GET_SIZE(command) > LARGEST_SIZE:
-            raise OrderError(f"{self.path}: entry {index} has more than {LARGEST_SIZE} bytes", index=index)
+            raise OrderError(
+                f"{self.path}: entry {index} has {len(command)} bytes: expected at most {LARGEST_SIZE}", index=index)
         if not self.count and (index != self.first or term < self.border_term):
             self.begin_after(index - 1, term)
         item = Item(index, term, <const uint8_t *>PyBytes_AS_STRING(command), PyBytes_GET_SIZE(command), ITEM_ENTRY)
@@ -201,9 +204,11 @@ cdef class Positions(Journal):
         self.cut(0)
 
     def rebase(self, bytes command, uint64_t index, uint64_t term):
-        """Replaces all entries by one, in one step, after a snapshot was installed. O(segments)."""
+        """Replaces all entries with one, in one step, after a snapshot was installed. O(segments)."""
         if not 0 < index <= LARGEST or term > LARGEST:
-            raise OrderError(f"{self.path}: expected an index of 1 to {LARGEST}, and a term of 0 to that", index=index)
+            raise OrderError(
+                f"{self.path}: expected an index of at least 1 and a term, neither above {LARGEST}, found {index} and "
+                f"{term}", index=index)
         self.replace_all(index, term, command)
 
     def rotate(self):

@@ -30,7 +30,7 @@ class StateInMachine(SyncObjConsumer):  # type: ignore[misc]  # PySyncObj has no
 
     prefix = b""  # of its keys
     codec: Codec | None = None  # for items that are compared while entries are applied
-    ordered = False  # whether entries need the keys in order, which a tick should not have to build
+    ordered = False  # whether entries need the order of the keys, which should not be built during a tick
     timed = False  # whether it has a `timer`
 
     def _serialize(self) -> None:
@@ -58,7 +58,7 @@ def distinct(consumers: Iterable[Any]) -> dict[bytes, StateInMachine]:
 
 
 def consumers_of(consumers: Iterable[Any]) -> list[Any]:
-    """Returns the consumers themselves, even if given by an object that has one, such as a ``ReplLockManager``."""
+    """Returns the consumers; for an object that has a consumer, such as a ``ReplLockManager``, that consumer."""
     found = []
     for consumer in consumers:
         if not isinstance(consumer, SyncObjConsumer) and getattr(consumer, "_consumer", None):

@@ -266,7 +266,7 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         }  # fmt: skip
         said, at = self._fastsm_said.get(node, (None, 0.0))
         now = clock.monotonic()
-        if said != reply or now - at >= self._fastsm_moment:  # otherwise a reply to a commit index that has moved
+        if said != reply or now - at >= self._fastsm_moment:  # otherwise it would only repeat the last one
             self._fastsm_said[node] = reply, now
             self._fastsm_transport.send(node, reply)
 
@@ -278,7 +278,7 @@ class Replication(SyncObj):  # type: ignore[misc]  # PySyncObj has no types
         return moment
 
     def _SyncObj__onNodeConnected(self, node: Any) -> None:
-        """After a reconnect to the same leader: messages in flight when the connection ended get no replies."""
+        """Answers callers whose messages to this leader were in flight when the last connection ended."""
         super()._SyncObj__onNodeConnected(node)
         if node == self._SyncObj__raftLeader:
             waiting, self._SyncObj__commandsWaitingReply = self._SyncObj__commandsWaitingReply, {}

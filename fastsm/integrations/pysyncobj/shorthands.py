@@ -32,7 +32,7 @@ class Shorthands(Applying):
     """
 
     def _fastsm_do(self, made: bytes, options: Options, *, calls: bool = False) -> Result:
-        """Submits a command made here like :meth:`submit`; only its ``calls`` still have to be checked."""
+        """Submits a command made by this class; with ``calls`` it is checked first, since it may call procedures."""
         if calls:
             self._fastsm_require_running()
             self._fastsm_machine.check(made)
@@ -40,7 +40,7 @@ class Shorthands(Applying):
         return result
 
     def _fastsm_say(self, made: bytes, options: Options) -> bool | None:
-        """The same for a command that has no ``Answer``."""
+        """Submits a command made by this class that has no ``Answer``."""
         result: bool | None = self._fastsm_submit(made, MARK, **options)
         return result
 
@@ -102,7 +102,7 @@ class Shorthands(Applying):
         return self._fastsm_do(answering.delete_prefix(prefix), options)
 
     def read(self, key: Buffer, **options: Unpack[Options]) -> Result:
-        """Submits ``fastsm.read``: the answer's value is the key's value at that place of the log, or None."""
+        """Submits ``fastsm.read``: the answer's value is the key's value at that place in the log, or None."""
         return self._fastsm_do(answering.read(key), options)
 
     def open_session(self, *, expires: int | None = None, **options: Unpack[Options]) -> Result:

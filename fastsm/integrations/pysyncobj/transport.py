@@ -195,7 +195,7 @@ class FastTransport(TCPTransport):  # type: ignore[misc]  # PySyncObj has no typ
         if connection is not None:
             connection.disconnect()
 
-    # ---- when messages are sent------------------------------------------------------------------------
+    # ---- when messages are sent ------------------------------------------------------------------------
 
     def send(self, node: Any, message: dict[str, Any]) -> bool:
         """Sends or holds a message; returns False if there is no connection to that node."""
@@ -296,7 +296,7 @@ def is_small(message: dict[str, Any]) -> bool:
 def encode(content: Any) -> bytes:
     """Encodes a message as its reader expects it; readers accept any pickle protocol and compression level.
 
-    Small, large and hardly compressible messages are not compressed: that took half of a leader's time.
+    Small, large and hardly compressible messages are sent uncompressed: compressing them took half of a leader's time.
     """
     data = pickle.dumps(content, 5)
     size = len(data)

@@ -103,7 +103,7 @@ class Waiting:
 
     @property
     def deadlines(self) -> int:
-        """The deadlines that are kept: those of pending commands, and of some answered ones."""
+        """The number of deadlines that are kept: those of pending commands, and of some answered ones."""
         return len(self._deadlines)
 
     def add(self, callback: Callback, timeout: float | None = None) -> Pending:
@@ -117,7 +117,7 @@ class Waiting:
         return pending
 
     def remove(self, pending: Pending) -> None:
-        """Called for a command that was answered. O(1)."""
+        """Removes a command that was answered. O(1)."""
         try:
             self._pending.remove(pending)
         except KeyError:
@@ -149,7 +149,7 @@ class Waiting:
 
 
 class Outcome:
-    """What a thread waits for. A single lock: an ``Event`` takes three, and three times as many system calls."""
+    """The outcome that a thread waits for. Uses one lock: an ``Event`` takes three, and thrice the system calls."""
 
     __slots__ = ("_reason", "_result", "_until")
 
