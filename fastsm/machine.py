@@ -238,8 +238,8 @@ class FastStateMachine(Engine, StateMachine):
 
     def _end(self) -> None:
         """In the writer's turn: takes the last steps of a close, which no signal handler interrupts."""
-        self._verifying.stop()
         try:
+            self._verifying.stop()
             if not self._corrupt():
                 self._generations.end_log(self)
         finally:
