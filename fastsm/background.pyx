@@ -2,7 +2,7 @@
 
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
-from posix.unistd cimport getpid
+from posix.unistd cimport getpid, usleep
 
 import errno
 import sys
@@ -13,6 +13,9 @@ from fastsm.errors import NotRunningError, StorageError
 
 LOOK_SECONDS = 0.1    # between two checks for signals: a signal sent to another thread does not wake the main thread
 IDLE_SECONDS = 0.1    # after which a kept thread that was given nothing to do ends
+
+cdef enum:
+    NO_MEMORY_PAUSE = 1000    # microseconds until work that had no memory is tried again
 
 cdef extern from "Python.h":
     int PyThreadState_SetAsyncExc(unsigned long thread, object error)
@@ -216,6 +219,21 @@ def start(function):
         raise no_thread(error) from error
 
 
+def until_done(function):
+    """Returns the result of `function()`, which is called again, after a pause, whenever it raises `MemoryError`.
+
+    For threads that others wait for: a thread that ended for lack of memory would never tell them. Compiled, because a
+    Python function that handles a `MemoryError` may itself find no memory to run in.
+    """
+    while True:
+        try:
+            return function()
+        except MemoryError:
+            pass
+        with nogil:
+            usleep(NO_MEMORY_PAUSE)
+
+
 def no_thread(error):
     return StorageError(errno.EAGAIN, f"no thread can be started ({error}): nothing was done; try again", "")
 
@@ -251,15 +269,24 @@ cdef class LastingThread:
 
 
 cdef class Outcome:
-    """The outcome of a function that runs on another thread."""
-    cdef object function, value, error
+    """The outcome of a function that runs on another thread, where calling this object calls the function, once."""
+    cdef object function
+    cdef readonly object value, error
 
     def __cinit__(self, function):
         self.function = function
 
+    @property
+    def begun(self):
+        """Whether the function was called."""
+        return self.function is None
+
     def __call__(self):
+        function, self.function = self.function, None
+        if function is None:
+            return
         try:
-            self.value = self.function()
+            self.value = function()
         except BaseException as error:
             self.error = error
 

@@ -38,14 +38,14 @@ cdef class Work:
         """Reports progress between two pieces; raises if the work must end."""
         self.takes += 1
         if done > self.done:
-            self.done = done
+            store_done(&self.done, done)
         if self.tick is not None:
             PyErr_CheckSignals()
             if done:
                 self.tick(done)
             else:
                 self.tick()
-        elif self.stopped:
+        elif load_stopped(&self.stopped):
             raise Stopped
 
 
@@ -77,9 +77,9 @@ cdef class Aside:
                     break
                 PyErr_CheckSignals()
                 if interruption is None:
-                    tick(self.work.done)
+                    tick(load_done(&self.work.done))
             except BaseException as error:
-                self.work.stopped = True
+                store_stopped(&self.work.stopped, True)
                 if interruption is None:
                     interruption = error
                 with nogil:  # without memory, every wait may fail immediately
@@ -90,9 +90,9 @@ cdef class Aside:
         if error is not None:
             raise error
         if not self.over:  # a tick has forked: this is the child, and the working thread exists only in the parent
-            tick(self.work.done)
+            tick(load_done(&self.work.done))
             raise NotRunningError("this work belongs to the process from which this one was forked")
-        tick(self.work.done)
+        tick(load_done(&self.work.done))
         return self.result
 
 

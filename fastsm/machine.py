@@ -240,9 +240,9 @@ class FastStateMachine(Engine, StateMachine):
                     undisturbed(self._turns.lent(self._end), needs_thread=False)
 
     def _end(self) -> None:
-        """Takes the last steps of a close, in the writer's turn; no signal handler interrupts them."""
-        self._verifying.stop()
+        """Takes the last steps of a close, in the writer\'s turn; no signal handler interrupts them."""
         try:
+            self._verifying.stop()
             if not self._corrupt():
                 self._generations.end_log(self)
         finally:

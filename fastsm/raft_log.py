@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastsm.arguments import at_least_zero
 from fastsm.core.coroutine_order import Waiters
-from fastsm.disk.files import Directory, hides_seam, storage_errors
+from fastsm.disk.files import Directory, absolute_path, hides_seam, storage_errors
 from fastsm.errors import StorageError
 from fastsm.journal.checking import check_segments
 from fastsm.journal.engine import LogEngine
@@ -99,7 +99,7 @@ class RaftLog(LogEngine):
     ) -> None:
         self._late_error: StorageError | None = None  # of a close that was put off; the next close raises it
         self.path = os.fsdecode(directory)
-        self._absolute_path = os.path.abspath(self.path)  # so that a later chdir does not matter
+        self._absolute_path = absolute_path(self.path)
         self._waiters = Waiters()
         at_least_zero("lock_timeout", lock_timeout, " seconds")
         started = time.perf_counter()

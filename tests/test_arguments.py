@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastsm
-from fastsm import FastStateMachine, LogId, MemoryStateMachine, SnapshotMetadata
+from fastsm import FastStateMachine, LogId, MemoryStateMachine, Reader, SnapshotMetadata, StorageError
 
 TEXT = "is a str: encode it first"
 NO_BUFFER = "key: a bytes-like object is required, not 'int'"
@@ -150,3 +152,21 @@ def test_bytes_that_are_no_command_are_called_so_before_an_upgrade(function: Cal
     """The error first says that the bytes may be no command at all, and then that a newer release may know them."""
     with pytest.raises(fastsm.UnknownCommandError, match=f"{NO_COMMAND}.* version 104, .* upgrade"):
         function(b"hello")
+
+
+@pytest.mark.parametrize("kind", [FastStateMachine, fastsm.RaftLog, Reader, fastsm.SnapshotReceiver])
+@pytest.mark.parametrize("path", ["", "relative"])
+def test_a_directory_that_the_system_does_not_find(
+    kind: Any, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty path is not the current directory, and one in a current directory that is gone is a `StorageError`."""
+    monkeypatch.chdir(tmp_path)
+    if path:
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        os.chdir(gone)
+        gone.rmdir()
+    with pytest.raises(StorageError) as found:
+        kind(path)
+    assert found.value.errno == errno.ENOENT
+    assert not list(tmp_path.iterdir())

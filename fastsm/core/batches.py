@@ -6,9 +6,9 @@ import threading
 from abc import ABC, abstractmethod
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from fastsm.background import LastingThread
+from fastsm.background import LastingThread, until_done
 from fastsm.core.turns import CLOSED
 from fastsm.errors import NotRunningError
 from fastsm.event_loops import run_all, tell
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 T = TypeVar("T")
+
+NOTHING = object()
 
 
 class ServingThread(ABC):
@@ -33,7 +35,10 @@ class ServingThread(ABC):
 
     @abstractmethod
     def _work(self) -> None:
-        """Serves requests on the thread until told to end, after which it serves those that were queued earlier."""
+        """Serves requests on the thread until told to end, after which it serves those that were queued earlier.
+
+        Called again after a ``MemoryError``, to go on where it was.
+        """
 
     @abstractmethod
     def _tell_to_end(self) -> None:
@@ -45,7 +50,7 @@ class ServingThread(ABC):
             return
         with self._lock:
             self._require_open()
-            self._thread.start(self._work)
+            self._thread.start(partial(until_done, self._work))
 
     def _require_open(self) -> None:
         if self._closed:
@@ -69,25 +74,36 @@ class BatchThread(ServingThread, Generic[T]):
     def __init__(self) -> None:
         super().__init__()
         self._queue: SimpleQueue[T | None] = SimpleQueue()
+        self._taken: Any = NOTHING  # from the queue, but not in the batch yet
+        self._batch: list[T] = []
+        self._ended = False
 
     @abstractmethod
     def _outcomes(self, batch: list[T]) -> Iterable[tuple[asyncio.AbstractEventLoop, Callable[[], None]]]:
-        """Returns each answer, with the event loop that is to run it."""
+        """Returns each answer, with the event loop that is to run it. Both may be repeated, if memory fails."""
 
     def _tell_to_end(self) -> None:
         self._queue.put(None)
 
+    def _take_batch(self) -> None:
+        """Moves everything that is queued to the batch; waits if there is nothing yet. No failure loses an item."""
+        while self._taken is not NOTHING or not (self._ended or self._batch) or not self._queue.empty():
+            if self._taken is NOTHING:
+                self._taken = self._queue.get()
+            if self._taken is None:
+                self._ended = True
+            else:
+                self._batch.append(self._taken)
+            self._taken = NOTHING
+
     def _work(self) -> None:
-        ended = False
-        while not ended:
-            batch = [self._queue.get()]
-            while not self._queue.empty():
-                batch.append(self._queue.get())
-            ended = None in batch
+        while not self._ended or self._batch:
+            self._take_batch()
             answers: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
-            for loop, answer in self._outcomes([one for one in batch if one is not None]):
+            for loop, answer in self._outcomes(self._batch):
                 answers.setdefault(loop, []).append(answer)
             for loop, those in answers.items():
                 tell(loop, partial(run_all, those))
-            del batch, answers  # an idle thread must not keep the machine alive
+            self._batch.clear()
+            del answers  # an idle thread must not keep the machine alive
             loop = answer = those = None  # type: ignore[assignment]

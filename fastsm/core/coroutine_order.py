@@ -9,18 +9,17 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastsm.background import BackgroundCall, LastingThread
+from fastsm.background import BackgroundCall, LastingThread, Outcome, until_done
 from fastsm.core.batches import BatchThread
 from fastsm.core.engine import Engine
 from fastsm.core.turns import CHECK_SECONDS, Place, Turns
 from fastsm.errors import OrderError
-from fastsm.event_loops import call, event_loops, set_error, set_result
+from fastsm.event_loops import Called, call, event_loops, set_error, set_result, tell
 
 if TYPE_CHECKING:
     import asyncio
@@ -30,6 +29,7 @@ T = TypeVar("T")
 SMALL_ENTRIES = 64
 SMALL_BYTES = 64 * 1024
 TAKE_LONG = frozenset(range(8, 256))  # kinds of commands that read, walk over keys, or run a procedure
+WAITS, HAS_TURN, HAS_RUN, HAS_LEFT = range(4)  # steps of a job
 OVERHEAD = 64  # bytes of a frame or a record, at most, in addition to the commands
 
 
@@ -46,20 +46,20 @@ def room_if_small(chunk: Any) -> int | None:
     return size + OVERHEAD * (len(chunk) + 1) if size <= SMALL_BYTES else None
 
 
-class Job:
+class Job(Called):
     """Work with a place in the writers' queue; if it is cancelled before it begins, the place is passed on."""
 
-    __slots__ = ("abandoned", "applies", "doomed_by", "function", "future", "loop", "machine", "place")
+    __slots__ = ("abandoned", "applies", "doomed_by", "machine", "place", "step")
 
     def __init__(self, machine: Engine, function: Callable[[], Any], applies: bool) -> None:
+        loop = event_loops().get_running_loop()
+        super().__init__(loop, loop.create_future(), function)
         self.machine = machine
-        self.function = function
         self.applies = applies
-        self.future: Future[Any] = Future()
-        self.loop = event_loops().get_running_loop()
         self.abandoned = False  # the waiting caller has the outcome, or will never look at it
         self.doomed_by: Job | None = None  # a failed job after which this one was queued
         self.place = Place()
+        self.step = WAITS
 
 
 class OrderedWorker:
@@ -72,8 +72,10 @@ class OrderedWorker:
     def __init__(self) -> None:
         self.jobs: deque[Job] = deque()
         self.queue: SimpleQueue[Job | None] = SimpleQueue()
+        self.job: Job | None = None  # the one that the thread is at
         self.failed: Job | None = None  # a job whose failure its caller has not seen yet
         self.closed = False
+        self._ended = False
         self._lock = threading.RLock()  # guards `failed`, `abandoned` and the start; reentrant for signal handlers
         self._thread = LastingThread()
 
@@ -100,7 +102,7 @@ class OrderedWorker:
                 self._forget(job)
                 raise
         try:
-            result: T = await event_loops().wrap_future(job.future)
+            result: T = await job.future
         except BaseException:
             with self._lock:
                 job.abandoned = True
@@ -112,7 +114,7 @@ class OrderedWorker:
     def _start(self, machine: Engine) -> None:
         """Starts the thread, once. If no thread can be started, nothing has changed and the next call tries again."""
         if not self.closed:
-            self._thread.start(partial(self._work, machine._turns))
+            self._thread.start(partial(until_done, partial(self._work, machine._turns)))
 
     def close(self, machine: Engine) -> None:
         """Ends the thread once its work is done. The caller must not hold the writer's turn."""
@@ -126,42 +128,47 @@ class OrderedWorker:
         self.queue.put(None)
 
     def _work(self, turns: Turns) -> None:
+        """Runs jobs until told to end. Called again after a ``MemoryError``, to go on where it was."""
         turns.keep()
-        while (job := self.queue.get()) is not None:
-            turns.serve(job.place)
-            answer = None
-            try:
-                if job.future.set_running_or_notify_cancel():
-                    answer = self._run(job)
-            finally:
-                try:
-                    turns.__exit__()
-                finally:
-                    self._forget(job)
-                    if answer is not None:
-                        answer()  # after the turn was left: the next chunk may then be applied on the event loop
-            del job, answer  # an idle thread must not keep the machine alive
+        while not self._ended:
+            if self.job is None:
+                self.job = self.queue.get()
+            if self.job is None:
+                self._ended = True
+            else:
+                self._serve(turns, self.job)
+                self.job = None  # an idle thread must not keep the machine alive
         turns.keep_no_more()
+
+    def _serve(self, turns: Turns, job: Job) -> None:
+        """Takes the steps of a job that are left. A step that finds no memory is repeated."""
+        if job.step == WAITS:
+            turns.serve(job.place)
+            job.step = HAS_TURN
+        if job.step == HAS_TURN:
+            self._run(job)
+            job.step = HAS_RUN
+        if job.step == HAS_RUN:
+            turns.__exit__()
+            job.step = HAS_LEFT
+        self._forget(job)
+        if job.outcome.begun:
+            tell(job.loop, job.answer)  # after the turn was left: the next chunk may then be applied on the event loop
 
     def _forget(self, job: Job) -> None:
         with suppress(ValueError):
             self.jobs.remove(job)
 
-    def _run(self, job: Job) -> Callable[[], None]:
-        """Runs the job; returns a function that delivers its outcome."""
-        try:
+    def _run(self, job: Job) -> None:
+        """Runs the job, unless it was cancelled or is doomed."""
+        if not job.outcome.begun:
+            if job.future.cancelled():
+                return
             if job.applies and job.doomed_by is not None:
-                cause = job.doomed_by.future.exception()
-                raise OrderError(
-                    "nothing of this chunk was applied, since a chunk queued before it has failed (see the cause): "
-                    "apply both again"
-                ) from cause
-            result = job.function()
-        except BaseException as error:
-            if job.applies and job.doomed_by is None:
-                self._doom_those_behind(job)
-            return partial(job.future.set_exception, error)
-        return partial(job.future.set_result, result)
+                job.outcome = Outcome(partial(refuse_doomed, job.doomed_by))
+            job.outcome()
+        if job.outcome.error is not None and job.applies and job.doomed_by is None:
+            self._doom_those_behind(job)
 
     def _doom_those_behind(self, failed: Job) -> None:
         """Marks all queued jobs as failed too: they were queued on the assumption that the failed one would succeed."""
@@ -170,6 +177,12 @@ class OrderedWorker:
             for job in list(self.jobs):
                 if job is not failed:
                     job.doomed_by = failed
+
+
+def refuse_doomed(failed: Job) -> None:
+    raise OrderError(
+        "nothing of this chunk was applied, since a chunk queued before it has failed (see the cause): apply both again"
+    ) from failed.outcome.error
 
 
 class Waiters(BatchThread["Flush"]):

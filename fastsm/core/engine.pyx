@@ -333,8 +333,8 @@ cdef class Engine(HardState):
         cdef uint64_t above = self.compact_above
         self.compact_above = NEVER
         try:
-            start_new_thread(self._compact_by_itself, ())
-        except (MemoryError, RuntimeError):
+            start_new_thread(CompactElsewhere(self, above), ())
+        except Exception:  # besides a lack of memory or threads: whatever an audit hook raises
             self.compact_above = above
         return 0
 
@@ -343,7 +343,7 @@ cdef class Engine(HardState):
         self.order_called = True
         try:
             start_new_thread(self._keep_order, ())
-        except (MemoryError, RuntimeError):
+        except Exception:
             self.order_called = False
         return 0
 
@@ -440,6 +440,25 @@ cdef class Engine(HardState):
             step = &chunk.steps[i]
             if step.record == RECORD_PUT or step.record == RECORD_DELETE:
                 self._index.expect(self.arena, step.hashed)
+
+
+cdef class CompactElsewhere:
+    """Compacts, on a thread of its own. If that could not even begin or end, for lack of memory, a chunk tries again.
+
+    Compiled, because a Python function may find no memory to run in.
+    """
+    cdef Engine engine
+    cdef uint64_t above   # the number of dead bytes that called for this compaction
+
+    def __cinit__(self, Engine engine, uint64_t above):
+        self.engine, self.above = engine, above
+
+    def __call__(self):
+        try:
+            self.engine._compact_by_itself()
+        finally:
+            if self.engine.compact_above == NEVER:  # otherwise the policy was renewed
+                self.engine.compact_above = self.above
 
 
 cdef class JudgeElsewhere:

@@ -26,7 +26,8 @@ class Policy(NamedTuple):
         """Returns the number of dead bytes that calls for the next compaction, given the counts after the last one."""
         if not self.enabled:
             return NEVER
-        return min(dead_bytes + max(self.floor, int(self.ratio * live_bytes)), NEVER)
+        more = max(self.floor, self.ratio * live_bytes) if live_bytes else self.floor  # infinity times 0 is no number
+        return min(dead_bytes + int(more), NEVER) if more < NEVER else NEVER
 
     def renew(self, engine: Engine, dead_bytes: int | None = None) -> None:
         """Sets when the next compaction is called for, counted from now, or from ``dead_bytes`` dead bytes."""

@@ -124,7 +124,7 @@ cdef extern from * nogil:
     static void fastsm_lock_writer(void) { pthread_mutex_lock(&fastsm_writer.lock); }
     static void fastsm_unlock_writer(void) { pthread_mutex_unlock(&fastsm_writer.lock); }
     static void fastsm_lose_writer(void) {  /* in a forked child */
-        pthread_mutex_init(&fastsm_writer.lock, NULL);
+        pthread_mutex_unlock(&fastsm_writer.lock);  /* the thread that forked has locked it */
         pthread_cond_init(&fastsm_writer.changed, NULL);
         fastsm_writer.first = fastsm_writer.count = 0;
         fastsm_writer.under_way = -1;

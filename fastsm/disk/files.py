@@ -440,9 +440,20 @@ _exclusive: set[int] = set()  # threads in a block of `Directory.exclusive`
 os.register_at_fork(after_in_child=_exclusive.clear)
 
 
+def absolute_path(path: str | os.PathLike[str]) -> str:
+    """Returns the absolute path of a directory, for after a ``chdir``; an empty path is refused, as the system does."""
+    text = os.fsdecode(path)
+    try:
+        if not text:
+            os.stat(text)
+        return os.path.abspath(text)
+    except OSError as error:  # or the current directory is gone
+        raise StorageError.wrap(error, text, "opening the directory") from error
+
+
 def make_directory(path: str | os.PathLike[str], files: type[Directory] = Directory) -> Directory:
     """Opens the directory at ``path``; makes it (0700) and its parents if missing, with durable names on return."""
-    path = os.path.abspath(os.fsdecode(path))
+    path = absolute_path(path)
     missing = []
     parent = os.path.dirname(path)
     while not os.path.isdir(parent):

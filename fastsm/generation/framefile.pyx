@@ -207,12 +207,13 @@ cdef class FrameFile:
     cdef int commit_parts(self, Part *parts, size_t count, uint64_t length, uint32_t run_count) except -1:
         """Does what `commit_frame` does, for a frame in parts, which the caller keeps alive. Works without the GIL."""
         cdef int descriptor = self.descriptor.number
+        cdef uint64_t durable = self.durable  # a sync may move it meanwhile
         cdef uint64_t chain = self.chain
         cdef int failure
         try:
             with nogil:
                 failure = write_frame(
-                    descriptor, parts, count, length, run_count, self.identity, self.end, self.durable, &chain)
+                    descriptor, parts, count, length, run_count, self.identity, self.end, durable, &chain)
             if failure:
                 raise OSError(failure, os.strerror(failure))
         except BaseException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 
@@ -19,6 +20,8 @@ PIECE = 64 << 20  # each piece takes the GIL twice, for the read and for the che
 
 Progress = Callable[[int, int], None]
 
+logger = logging.getLogger("fastsm")
+
 
 class Verification:
     """Reads the files of a generation as they are now, even if they are closed or replaced in the meantime.
@@ -27,6 +30,7 @@ class Verification:
     """
 
     def __init__(self, log: Log) -> None:
+        self.path: str = log.path
         self._base: Base | None = log.base
         with storage_errors(log.path, "opening the files to verify"):
             self._base_descriptor = None if log.base is None else log.base.duplicate_descriptor()
@@ -92,7 +96,7 @@ class Interrupted(Exception):
 class BackgroundVerification:
     """A verification on a thread of its own, which calls ``report(error or None)`` at the end.
 
-    Thread safe.
+    A lack of memory is no damage: then nothing is reported, and what was not verified stays so. Thread safe.
     """
 
     def __init__(self, verification: Verification, report: Callable[[Exception | None], None]) -> None:
@@ -107,8 +111,14 @@ class BackgroundVerification:
 
     def wait(self, tick: Callable[[], None] = lambda: None) -> None:
         """Waits for the end; ``tick()`` is called during the wait, and may raise."""
-        while self._thread is not None and not self._thread.wait(0.02):
+        while not self._is_over():
             tick()
+
+    def _is_over(self) -> bool:
+        try:
+            return self._thread is None or self._thread.wait(0.02)
+        except MemoryError:  # of this wait, or of the thread, whose error is raised once
+            return False
 
     def stop(self) -> None:
         """Ends the verification early, without a report. Idempotent."""
@@ -122,6 +132,11 @@ class BackgroundVerification:
             self._verification.run(self._check_stop)
         except Interrupted:
             self._report = None
+        except MemoryError:
+            self._report = None
+            logger.warning(
+                "%s: the verification in the background has ended for lack of memory: call verify()",
+                self._verification.path)
         except Exception as found:
             error = found
         report, self._report = self._report, None

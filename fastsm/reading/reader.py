@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastsm.arguments import at_least_zero, end_of_wait, index_of, pair_of
-from fastsm.disk.files import Directory, storage_errors
+from fastsm.disk.files import Directory, absolute_path, storage_errors
 from fastsm.disk.forks import left_by_children
 from fastsm.disk.published import Publication, steps_back
 from fastsm.errors import ReentryError, SnapshotRangeError, StorageError
@@ -132,7 +132,7 @@ class Reader(Following, Follower):
         self, directory: str | os.PathLike[str], *, ordered: bool = False, wait_for_owner: float = 0.0
     ) -> None:
         at_least_zero("wait_for_owner", wait_for_owner, " seconds")
-        self.path = os.path.abspath(os.fsdecode(directory))
+        self.path = absolute_path(directory)
         self._directory: Directory | None = None
         self._begin_following(threading.RLock())
         self._tail: Tail | None = None  # made by the first watch

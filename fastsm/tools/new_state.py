@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from fastsm.disk.files import LOCK, Directory, make_directory, storage_errors
+from fastsm.disk.files import LOCK, Directory, absolute_path, make_directory, storage_errors
 from fastsm.disk.published import NAME as PUBLISHED
 from fastsm.errors import FastsmError
 from fastsm.generation.names import CURRENT, NAMES
@@ -38,7 +38,7 @@ def new_state(path: str | os.PathLike[str], **options: Any) -> Iterator[FastStat
     ``lost+found``. Anything else is a ``StorageError``, and nothing is changed. If the block fails, what was made is
     removed; if the process is killed, the next opening of the directory, or the next call of this function, removes it.
     """
-    path = os.path.abspath(os.fsdecode(path))
+    path = absolute_path(path)
     with storage_errors(path, "making a new state"):
         made = not os.path.lexists(path)
         if made:

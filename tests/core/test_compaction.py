@@ -266,6 +266,23 @@ def test_policy_counts_what_died_since_the_last_time() -> None:
         FastStateMachine("never made", compact_floor=-1)
 
 
+@pytest.mark.parametrize("ratio", [1e308, float("inf")])
+def test_any_ratio_is_a_number_of_bytes(
+    directory: Path, machine_at: Callable[..., FastStateMachine], ratio: float
+) -> None:
+    """A ratio so large that no number of dead bytes calls for a compaction: opening, resets and compactions work."""
+    options: dict[str, Any] = {"compact_ratio": ratio, "compact_floor": 0, "retain_entries": 0}
+    machine = machine_at(directory, **options)
+    overwrite(machine, 200)
+    machine.compact()
+    machine.clear()
+    overwrite(machine, 200)
+    machine.close()
+    machine = machine_at(directory, **options)
+    overwrite(machine, 100)
+    assert machine.stats().generation <= 3
+
+
 def test_compaction_stops_at_the_entry_of_a_running_snapshot(
     directory: Path, tmp_path: Path, machine_at: Callable[..., FastStateMachine]
 ) -> None:

@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from fastsm.disk.files import Directory, make_directory, storage_errors
+from fastsm.disk.files import Directory, absolute_path, make_directory, storage_errors
 from fastsm.errors import CorruptionError, SnapshotError
 from fastsm.integrations.pysyncobj.errors import DivergedError
 from fastsm.integrations.pysyncobj.journal import FastJournal
@@ -36,7 +36,7 @@ class Places:
     """The four parts of a node's directory."""
 
     def __init__(self, directory: str | os.PathLike[str], files: Files) -> None:
-        self.path = os.path.abspath(os.fsdecode(directory))  # absolute, so that a later chdir does not matter
+        self.path = absolute_path(directory)
         self.files = files
         with storage_errors(self.path, "opening the node's directory"):
             make_directory(directory).close()
