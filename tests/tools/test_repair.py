@@ -328,7 +328,7 @@ SITE = re.compile(r"CorruptionError\(\s*[^,]+(?:\([^()]*\))?[^,]*,\s*[^,]+,\s*(f
 
 def raise_sites() -> Iterator[tuple[str, str]]:
     """The ``expected`` of each CorruptionError in what an opening runs, as it stands in the source."""
-    disk = ("disk/base.py", "disk/headers.pyx", "disk/files.py", "disk/published.pyx")
+    disk = ("disk/base.py", "disk/headers.pyx", "disk/snapshot_header.pyx", "disk/files.py", "disk/published.pyx")
     for pattern in (*disk, "lookup/*.pyx", "generation/*.py*"):
         for path in sorted((ROOT / "fastsm").glob(pattern)):
             if path.suffix not in (".py", ".pyx"):
