@@ -8,6 +8,11 @@ so a wait that ends early can be removed.
 
 from _thread import allocate_lock
 
+from posix.unistd cimport usleep
+
+cdef enum:
+    NO_MEMORY_PAUSE = 1000       # microseconds until a ticket that could not be told is told again
+
 cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
 
 
@@ -141,15 +146,20 @@ cdef class Awaited:
                 return
 
     cdef void end_all(self, int outcome) noexcept:
-        """Ends all waits with an outcome other than "applied"."""
+        """Ends all waits with an outcome other than "applied". None is left out, since no later call would tell it."""
         cdef Ticket ticket
+        cdef bint told
         while self.tickets:
             ticket = self.tickets[0]
             self.discard(ticket)
-            try:
-                ticket.tell(outcome)
-            except MemoryError:
-                pass
+            told = False
+            while not told:
+                try:
+                    ticket.tell(outcome)
+                    told = True
+                except MemoryError:
+                    with nogil:
+                        usleep(NO_MEMORY_PAUSE)
 
     def end_poisoned(self):
         """Ends all waits because nothing more will be applied."""

@@ -114,6 +114,25 @@ def test_a_chunk_that_finds_no_memory_is_refused_once(
     assert machine.last_applied() == LogId(1, 1)
 
 
+@pytest.mark.parametrize("end", [FastStateMachine.stop, FastStateMachine.clear, FastStateMachine.close])
+def test_a_wait_that_ends_without_memory_is_told(directory: Path, machine_at: Opener, end: Any) -> None:
+    """No later call would tell a coroutine that it waits in vain."""
+    machine = machine_at(directory)
+    machine.apply([(1, 1, fastsm.noop())])
+    told: list[Any] = []
+
+    class Queue:
+        def put(self, ticket: Any) -> None:
+            told.append(ticket)
+            if len(told) == 1:
+                raise MemoryError
+
+    ticket = inside(machine).await_applied(5, Queue(), None, False)
+    end(machine)
+    assert told == [ticket, ticket]
+    assert not ticket.is_applied
+
+
 # ---- threads that nobody waits for -------------------------------------------------------------------------
 
 
