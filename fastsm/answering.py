@@ -215,7 +215,7 @@ def once(
 
 
 def forget(session: SupportsIndex) -> bytes:
-    """Returns the command that ends a session and removes its memory: True, or False if there is no such session."""
+    """Returns the command that removes a session. The result is True, or False if there is no such session."""
     number = operator.index(session)
     if not 0 <= number < 2**64:
         raise CommandError(f"session {number}: expected 0 to 2**64 - 1")

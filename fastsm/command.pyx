@@ -155,7 +155,7 @@ cdef int look_at_member(Reader *reader, uint8_t kind) noexcept nogil:
 
 
 cdef inline bint in_batch(uint8_t kind) noexcept nogil:
-    """Returns whether a batch may contain a kind; a put and a swap with a deadline count as those without."""
+    """Returns whether a batch may contain a kind. PUT_UNTIL and SWAP_UNTIL, also allowed, are left to the caller."""
     return kind <= NOOP or kind == ADD or kind == DELETE_RANGE or kind == TOUCH
 
 

@@ -93,7 +93,7 @@ cdef class FrameFile:
         return f"<{type(self).__name__} {self.path!r}: {self.end} bytes, {self.durable} durable>"
 
     cdef int attach(self, bytes packed_head, uint64_t size) except -1:
-        """Maps all of an open file of `size` bytes. Its first frame is chained to the checksum of its header."""
+        """Maps all of an open file of `size` bytes. The first frame is chained to the checksum of the file's header."""
         self.chain = self.known_chain = headers.head_checksum(packed_head)
         self.known_frame = LOG_HEADER_SIZE
         self.stores = not self.read_only and self.directory.stores_are_safe(self.descriptor)

@@ -181,8 +181,8 @@ cdef class Terms:
     def pack(self, uint64_t index, uint64_t term):
         """Returns the runs up to an entry in the form used by snapshots: `first, last, term`, little-endian, ascending.
 
-        The entry counts as seen; the caller has checked that its id is possible. Index 0: the empty state, without
-        runs.
+        The last run ends at this entry, even if `append` was never given it; the caller has checked that its id is
+        possible. Index 0: the empty state, without runs.
         """
         if index == 0:
             return b""

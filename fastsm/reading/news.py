@@ -178,7 +178,10 @@ class Following:
         return missing.number == published.number and time.monotonic() - missing.since < RECOVERY_SECONDS
 
     def _is_elsewhere(self) -> bool:
-        """Returns whether an owner publishes in another file, or a first one; checks the name at most once a second."""
+        """Returns whether the file in which the owner publishes was replaced, or has appeared where there was none.
+
+        Checks the name of an open file only when that is due; if none is open, looks for one at each call.
+        """
         publication = self._lookout.publication
         if publication is not None:
             with storage_errors(publication.path, "comparing the file with the open one"):

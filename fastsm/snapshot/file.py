@@ -143,7 +143,10 @@ class Snapshot:
         raise bad_state(self.path, 0, "a membership whose entry is in a run", f"index {index}")
 
     def flat_pieces(self, stop: int | None = None) -> Iterator[Buffer]:
-        """Yields the state in flat form up to ``stop``, decompressed if needed. A piece is valid until the next one."""
+        """Yields the state in flat form, decompressed if needed. A piece is valid until the next one.
+
+        Only an uncompressed state ends at ``stop``; a compressed one is always yielded whole.
+        """
         fd, head = self.descriptor, self.head
         if head.codec == snapshot_header.CODEC_NONE:
             end = head.file_size if stop is None else head.state_offset + stop

@@ -26,8 +26,8 @@ def check_state(
 ) -> None:
     """Reads a flat state to its end: ``SnapshotFormatError`` unless it conforms to docs/format.md.
 
-    ``again(stop)`` reads the state a second time up to ``stop``: the runs are walked in step with the records, so that
-    memory does not depend on their number.
+    ``again(stop)`` reads the state a second time, at least up to ``stop``: the runs are walked in step with the
+    records, so that memory does not depend on their number.
     """
     stream = Stream(pieces)
     index = -1

@@ -159,7 +159,7 @@ class AnswerRules:
     def test_sessions_survive(
         self, answering: StateMachine, reopen: Callable[[StateMachine], StateMachine]
     ) -> None:
-        """A session's memory is as durable as the writes of its command."""
+        """The remembered result of a command is as durable as its writes."""
         apply_commands(answering, fastsm.open_session(), fastsm.once(1, 1, SUM))
         answering.flush()
         reopened = reopen(answering)

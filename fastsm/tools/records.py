@@ -62,7 +62,7 @@ def log_frames(log: Log) -> Iterator[Frame]:
 
 
 def snapshot_runs(snapshot: Snapshot) -> list[Run]:
-    """Returns the runs of terms of a verified snapshot. O(runs)."""
+    """Returns the runs of terms of a verified snapshot. O(runs), but O(size) if it is compressed."""
     start = snapshot.head.membership_size
     flat = b"".join(bytes(piece) for piece in snapshot.flat_pieces(start + format.TERM_RUN_BYTES * snapshot.head.runs))
     end = start + format.TERM_RUN_BYTES * snapshot.head.runs

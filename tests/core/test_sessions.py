@@ -97,7 +97,7 @@ def test_a_command_that_raises_leaves_no_trace(machine: Machine) -> None:
 @pytest.mark.parametrize(
     "inner", [fastsm.add(b"n", 1), fastsm.put(b"n", b"1"), fastsm.call("count_up", b"n", version=2)])
 def test_a_chunk_that_was_refused_is_not_remembered(tmp_path: Path, inner: bytes) -> None:
-    """A command counts together with its memory: after a later error in the chunk, the next try does it."""
+    """A command and its remembered result are applied together: after a later error in the chunk, a retry does both."""
     troubled = []
 
     @fastsm.procedure

@@ -52,7 +52,7 @@ class Denied(Exception):  # never leaves this package
 
 
 def _taking(take: Callable[[Any], Any], callback: Callback) -> Callback:
-    """Returns a callback that receives what ``take`` makes of a result."""
+    """Returns a callback that receives a result, and calls ``callback`` with the return value of ``take(result)``."""
 
     def called(result: Any, reason: Any) -> None:
         if reason == FAIL_REASON.SUCCESS:

@@ -31,9 +31,10 @@ class Place:
         self._end = self._log.end
 
     def changes(self, entries: Sequence[tuple[int, int, bytes]]) -> list[Change] | None:
-        """Returns what entries applied since have changed, in order: each put and each delete of a key.
+        """Returns what these entries changed, in order: each put and each delete of a key.
 
-        None if a compaction has removed their records from the log in the meantime. O(bytes that they wrote).
+        Skips entries that were applied before this object was made. None if a compaction has removed the others'
+        records from the log in the meantime. O(bytes that they wrote).
         """
         terms = {index: term for index, term, _ in entries if index > self._applied}
         if not terms:
