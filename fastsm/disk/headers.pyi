@@ -12,7 +12,6 @@ TABLE_MAGIC_BYTES: bytes
 DUE_BYTES: int
 MOST_CHANGES: int
 MAX_INDEX: int
-MAX_RECORD_VALUE: int
 
 class LogHead(NamedTuple):
     generation: int
