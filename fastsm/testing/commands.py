@@ -71,7 +71,7 @@ class CommandRules:
         results = apply_commands(state_machine, PUT, batch, absent)
         assert results == [True, False, True], "the batch failed, and another entry with it"
         assert state_machine.get(b"key") == b"value", "a batch that did not match deleted a key"
-        assert state_machine.get(b"b") is None, "a batch that did not match put a key"
+        assert state_machine.get(b"b") is None, "a batch that did not match stored a key"
         assert state_machine.get(b"a") == b"free", "an entry saw a batch that did not match"
         assert state_machine.len() == 2, "len() counts what a batch that did not match had put"
 
