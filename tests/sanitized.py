@@ -21,7 +21,9 @@ OPTIONS = {
     # This sanitizer reports only to standard error, which pytest must not capture.
     "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     "PYTEST_ADDOPTS": "--capture=sys",
-    "TSAN_OPTIONS": "history_size=4:suppressions={tests}/support/thread_sanitizer.txt:log_path={reports}",
+    # Children that tests fork start threads of their own.
+    "TSAN_OPTIONS": "history_size=4:die_after_fork=0:suppressions={tests}/support/thread_sanitizer.txt:"
+                    "log_path={reports}",
     # Python's own allocator would hide its blocks from the sanitizer.
     "PYTHONMALLOC": "malloc",
 }

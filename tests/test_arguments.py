@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 
 import fastsm
 from fastsm import FastStateMachine, LogId, MemoryStateMachine, Reader, SnapshotMetadata, StorageError
+from fastsm.generation.watch import Watch
 
 TEXT = "is a str: encode it first"
 NO_BUFFER = "key: a bytes-like object is required, not 'int'"
@@ -170,3 +172,11 @@ def test_a_directory_that_the_system_does_not_find(
         kind(path)
     assert found.value.errno == errno.ENOENT
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", Watch.__subclasses__())
+def test_a_watch_that_no_method_has_made(kind: type[Watch]) -> None:
+    """Reading it raises an error that says so, and is no segmentation fault."""
+    for read in (Watch.read, next, lambda watch: asyncio.run(watch.read_async())):
+        with pytest.raises(TypeError, match="use the method `watch`"):
+            read(kind.__new__(kind))

@@ -426,6 +426,7 @@ cdef class Engine(HardState):
                 if self._table.rebuilds + self._index.sessions.rebuilds != rebuilds:
                     step.hashed = self._index.hash_of(self.arena + step.place)
                 if self._index.set_place(self.arena, step.record, step.hashed, step.place) < 0:
+                    self._log.failed = True
                     self._log.poison(StorageError(None, "no memory to publish a chunk that is in the log", ""))
                     raise MemoryError("no memory to publish a chunk that is in the log: open the directory again")
             first = stop

@@ -42,7 +42,7 @@ cdef class GroupCommit:
                 return
         if self.closed:
             return  # the closing thread has synced everything, or raises the error itself
-        if self.log.durable >= offset and self.log.poisoned is None:
+        if self.log.durable >= offset and not self.log.failed:
             return
         self.turns.begin()
         self.syncing = True

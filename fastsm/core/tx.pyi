@@ -5,7 +5,9 @@ from fastsm.types import LogId
 MAX_KEY_SIZE: int
 MAX_VALUE_SIZE: int
 NUMBERS_END: int
+LONGEST_NUMBER: int
 MOST: int
+REASONS: tuple[str, ...]
 
 class Tx:
     def __new__(cls) -> Tx: ...

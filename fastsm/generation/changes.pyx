@@ -157,6 +157,8 @@ cdef class Changes:
     # ---- the limits of a read --------------------------------------------------------------------------
 
     cdef int begin(self) except -1:
+        if self._source is None:
+            raise TypeError("this watch was made without a source: use the method `watch` of a machine or a reader")
         if self.reading:
             raise ReentryError("this watch is being read already: it has one consumer; open a watch for each consumer")
         self.reading = True

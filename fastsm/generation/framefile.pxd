@@ -43,7 +43,8 @@ cdef class FrameFile:
     cdef uint64_t known_chain            # and is chained to this checksum
     cdef uint8_t *staging
     cdef uint64_t staging_room
-    cdef readonly object poisoned        # the StorageError after which nothing more is written, or None
+    cdef bint failed                     # nothing more is written: set first, since it needs no memory
+    cdef readonly object poisoned        # the StorageError that says why; None: not failed, or no memory for it
     cdef public object waiters           # `end_poisoned` is called on it when the file is poisoned, unless None
     cdef readonly uint64_t sync_count
     cdef readonly double sync_seconds
@@ -52,7 +53,7 @@ cdef class FrameFile:
 
     cdef inline int require_writable(self) except -1:
         """Raises if the file is read-only or poisoned: the fast path of `check_writable`."""
-        return self.check_writable() if self.read_only or self.poisoned is not None else 0
+        return self.check_writable() if self.read_only or self.failed else 0
 
     cdef inline int settle(self) except -1:
         """Calls `settle_piece` for each mebibyte or so of new frames."""

@@ -57,6 +57,9 @@ cdef enum:
     CHECKED_PIECE = 16 << 20     # bytes of frames that are checked between two checks for signals
 
 
+cdef bytes NO_FRAME = bytes(FRAME_RUNS)  # the header of no frame
+
+
 cdef uint64_t seal_frames(
     uint8_t *frames, uint64_t total, uint64_t identity, uint64_t offset, uint64_t durable, uint64_t *chain
 ) noexcept nogil:
@@ -289,10 +292,15 @@ cdef class FrameFile:
 
     def void_frame(self):
         """Zeroes the header of a failed frame: its caller is told that it failed, so recovery must not find it."""
+        cdef bint voided = False
         try:
-            self.directory.write(self.descriptor, bytes(FRAME_RUNS), self.end)
+            self.directory.write(self.descriptor, NO_FRAME, self.end)
+            voided = True
         except OSError as error:
             self.poison(StorageError.wrap(error, self.path, "taking back a frame"))
+        finally:
+            if not voided:
+                self.failed = True
 
     cdef int grow(self, uint64_t needed) except -1:
         """Allocates blocks for `needed` bytes in total, plus some ahead, and maps them."""
@@ -366,16 +374,21 @@ cdef class FrameFile:
             self.prepare(written + written // 2)
 
     cdef int ask_sync(self) except -1:
+        """Syncs the file. However that fails, also without memory, it is unknown what the disk holds."""
+        cdef bint synced = False
         try:
             self.directory.sync(self.descriptor)
+            synced = True
         except OSError as error:
             failure = StorageError.wrap(error, self.path, "syncing the log")
             self.poison(failure)
             raise failure from error
         except BaseException as error:
-            # It is unknown whether the sync succeeded.
             self.poison(error)
             raise
+        finally:
+            if not synced:
+                self.failed = True
         return 0
 
     cdef int repeat_suspect(self) except -1:
@@ -457,21 +470,25 @@ cdef class FrameFile:
         """Raises if the file is opened read-only, or poisoned by a failed sync."""
         if self.read_only:
             raise ReadOnlyError(f"{self.path}: opened with read_only=True; to write, open it without that option")
-        if self.poisoned is None:
+        if not self.failed:
             return 0
+        reason = self.poisoned or StorageError(None, "there was no memory to tell why", self.path)
         raise StorageError(
-            self.poisoned.errno,
-            f"poisoned: an earlier sync failed ({self.poisoned.strerror}), so what the disk holds is unknown; "
+            reason.errno,
+            f"poisoned: an earlier sync failed ({reason.strerror}), so what the disk holds is unknown; "
             "close it and open the directory again", self.path)
 
     def poison(self, error):
-        """Makes every later write fail."""
+        """Makes every later write fail. Needs memory only to say why."""
+        self.failed = True
         if self.poisoned is None:
-            told = error.strerror if isinstance(error, StorageError) else f"interrupted: {error!r}"
-            # Not the error itself: its traceback would keep alive whatever its frames refer to.
-            self.poisoned = StorageError(getattr(error, "errno", None), told, self.path)
-            if self.waiters is not None:
-                self.waiters.end_poisoned()
+            try:
+                told = error.strerror if isinstance(error, StorageError) else f"interrupted: {error!r}"
+                # Not the error itself: its traceback would keep alive whatever its frames refer to.
+                self.poisoned = StorageError(getattr(error, "errno", None), told, self.path)
+            finally:
+                if self.waiters is not None:
+                    self.waiters.end_poisoned()
             logger.error("%s: poisoned, nothing more is written: %s", self.path, error)
 
     def trim(self):

@@ -469,14 +469,14 @@ cdef class LogEngine:
         return self._log is None or self._log.newest is None
 
     def _is_poisoned(self):
-        return not self._is_closed() and self._log.newest.poisoned is not None
+        return not self._is_closed() and self._log.newest.failed
 
     def _finish(self):
         """Makes everything durable, in the writer's turn; releases files and lock even if that fails."""
         cdef bint held = False
         cdef Journal log = self._log
         try:
-            if log.newest.poisoned is None:
+            if not log.newest.failed:
                 self.commit.sync_up_to(log.newest.end)  # before closing, since other callers may wait for this sync
         finally:
             try:

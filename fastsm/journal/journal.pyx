@@ -284,7 +284,7 @@ cdef class Journal(RecoveredSegments):
             self.closes = True  # this is a signal handler or a finalizer in the middle of a step, which ends first
             return
         try:
-            if self.newest.poisoned is None and not self.read_only:
+            if not self.newest.failed and not self.read_only:
                 self.remove_retired()
                 self.sync()
                 self.end_cleanly()
