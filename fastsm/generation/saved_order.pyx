@@ -100,8 +100,8 @@ cdef bint take_order(
 ) except -1:
     """Gives an index the order that was saved with its table; returns False if the two do not match.
 
-    O(places), without the GIL. The keys are not read: that they are sorted is guaranteed by the checksum, as are the
-    table's hashes.
+    O(places), without the GIL. The keys are not read: the places were saved in the order of their keys, and the
+    checksum shows that they are as they were saved.
     """
     cdef bint sound
     with nogil:
