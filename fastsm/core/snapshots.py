@@ -114,4 +114,6 @@ def record(engine: Engine, metadata: SnapshotMetadata, path: str) -> None:
         if error.errno not in NO_ROOM or engine._has_unwritten(False):
             raise
         # Not an error: the snapshot's file is complete, and the entries that it covers are in the log.
-        logger.warning("%s: there is no room to record the snapshot as of %s; the next call that saves metadata will: %s", path, metadata.last_included, error)
+        logger.warning(
+            "%s: there is no room to record the snapshot as of %s; the next call that saves metadata will: %s",
+            path, metadata.last_included, error)

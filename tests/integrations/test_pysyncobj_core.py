@@ -305,8 +305,14 @@ def test_ticks_of_its_own(nodes: Nodes) -> None:
     assert own[1].add_sync(150, timeout=20) == 150
     assert own[0].add(50, sync=True, timeout=20) == 200
     assert ticks
-    with pytest.raises(SyncObjException):
-        nodes.running[0].add(1, sync=True, timeout=0)
+    stands, goes_on = threading.Event(), threading.Event()
+    own[0].addOnTickCallback(lambda: stands.set() or goes_on.wait())
+    assert stands.wait(20)
+    try:
+        with pytest.raises(SyncObjException):  # nothing is committed while the node's ticks stand still
+            own[0].add(1, sync=True, timeout=0)
+    finally:
+        goes_on.set()
 
 
 # ---- syncobj_admin ---------------------------------------------------------------------------------------
