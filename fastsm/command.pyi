@@ -80,13 +80,16 @@ def decode(
 ):
     """Returns the content of a command as a small printable object (`Put`, `Delete`, …, `Batch`). O(size).
 
-    Raises `CommandError` or `UnknownCommandError`, exactly when `apply` would.
+    Raises `CommandError` or `UnknownCommandError` when `apply` would, except for a procedure that it was not given.
 
     >>> decode(put(b"color", b"blue"))
     Put(key=b'color', value=b'blue')
     """
 def check(command: Buffer) -> None:
-    """Raises what `apply` would raise for this command, so a proposer can call it before proposing. O(size)."""
+    """Raises what `apply` would raise for this command, so a proposer can call it before proposing. O(size).
+
+    It does not check that a machine has the procedure of a `call`.
+    """
 
 class Field:
     def __new__(cls, source: Buffer, name: str, limit: int) -> Self: ...

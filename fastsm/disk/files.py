@@ -351,7 +351,7 @@ class Directory:
     truncate = staticmethod(os.ftruncate)
 
     def write_paced(self, fd: Descriptor, data: Buffer, offset: int) -> int:
-        """Writes a piece of a large file, and waits until all but the last pieces are on the disk; returns the piece's end."""
+        """Writes a piece of a large file, and waits as ``pace_writeback`` does; returns the offset after the piece."""
         stop = offset + memoryview(data).nbytes
         self.write(fd, data, offset)
         self.pace_writeback(fd, offset, stop)

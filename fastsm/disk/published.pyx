@@ -2,7 +2,8 @@
 
 The owner writes two slots alternately, each with a number and a checksum. So if a reader looks while one is being
 written, or the owner is killed halfway, the other one is complete. Where stores through a mapping are safe, neither
-side makes system calls: the owner stores, the reader loads. Elsewhere the owner calls `pwrite`. The number is stored last and loaded first: a reader that sees it also sees the frames it refers to.
+side makes system calls: the owner stores, the reader loads. Elsewhere the owner calls `pwrite`. The number is stored
+last and loaded first: a reader that sees it also sees the frames it refers to.
 
     header | slot | slot | step | zeros   slot: number, incarnation, identity, end, applied, durable, checksum
 

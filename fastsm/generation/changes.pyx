@@ -322,7 +322,7 @@ cdef class Changes:
         draft.whole = True
 
     cdef void pass_to(self, uint64_t index, uint64_t term, uint64_t identity, uint64_t frame) noexcept:
-        """Passes entries up to `index`, none of which concern this watch. `frame`: a later frame of the log `identity`."""
+        """Passes entries up to `index`, none of which concern this watch; `frame` is after them in log `identity`."""
         cdef Place *draft = &self.draft
         if draft.unchecked or index <= draft.index:
             return

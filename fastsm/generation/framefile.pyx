@@ -3,8 +3,8 @@
 A state machine's log and a segment of the journal are such files. They differ in their headers, and in the content of
 their frames.
 
-On file systems where stores through a mapping are not safe, `pwrite` writes all frames. On others, it depends on how
-often the file is flushed (measurements: docs/design.md):
+On file systems where stores through a mapping are not safe, `pwrite` writes all frames. Elsewhere, how a frame is
+written depends on how often the file is flushed (measurements: docs/design.md):
 
 - between infrequent flushes, small frames are stored into pages that were populated ahead;
 - while flushes are frequent, they are stored into pages as well, but each flush populates only about as many pages as
@@ -199,7 +199,7 @@ cdef class FrameFile:
         return not (self.paced and length <= PACED_BYTES) and self.directory.write is write_at
 
     cdef uint8_t *begin_parts(self, uint64_t length, uint64_t staged) except NULL:
-        """Reserves room in the file for a frame of `length` bytes; returns memory to build `staged` of these bytes in."""
+        """Reserves room in the file for a frame of `length` bytes; returns memory to build `staged` of them in."""
         self.require_writable()
         self.settle()
         if self.end + length > self.allocated:

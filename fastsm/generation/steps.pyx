@@ -61,7 +61,7 @@ cdef int enter(Place *place, const Wanted *wanted, uint64_t *left) noexcept nogi
 
 
 cdef bint check_term(Place *place, const Run *run) noexcept nogil:
-    """Returns whether the entry of a place, which is in one of these runs, has the place's term; sets an unknown term."""
+    """Returns whether the place's entry, which is in one of these runs, has the place's term; sets an unknown term."""
     while run.last < place.index:
         run += 1
     if place.term == UNKNOWN_TERM:
