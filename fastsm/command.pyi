@@ -80,7 +80,8 @@ def decode(
 ):
     """Returns the content of a command as a small printable object (`Put`, `Delete`, …, `Batch`). O(size).
 
-    Raises `CommandError` or `UnknownCommandError` when `apply` would, except for a procedure that it was not given.
+    Raises `CommandError` or `UnknownCommandError`, exactly when `apply` would, except that only `apply` raises for a
+    procedure that the machine was not given.
 
     >>> decode(put(b"color", b"blue"))
     Put(key=b'color', value=b'blue')
@@ -88,7 +89,7 @@ def decode(
 def check(command: Buffer) -> None:
     """Raises what `apply` would raise for this command, so a proposer can call it before proposing. O(size).
 
-    It does not check that a machine has the procedure of a `call`.
+    Does not check whether a machine was given the procedure of a `call`.
     """
 
 class Field:

@@ -146,8 +146,7 @@ def pack_log_head(head):
 def head_checksum(packed):
     """Returns the checksum to which the first frame is chained: that of a packed header with a zero after its version.
 
-    The word that is zeroed here is the only one that cannot be derived from the base, from which a lost header is made
-    again.
+    A lost header can be made again from CURRENT and the base, except for the word that is zeroed here.
     """
     return checksum(packed[:12] + bytes(4) + packed[16:-8])
 

@@ -303,7 +303,7 @@ cdef int refuse_foreign(bytes start, str path) except -1:
 
 
 def check_owned(directory):
-    """Raises `CorruptionError` if opening would refuse this file, which may be missing. Raises OSError."""
+    """Raises `CorruptionError` if opening would refuse this file; a missing one is accepted. Raises OSError."""
     content = directory.read_file(NAME, HEADER_SIZE)
     if content is not None:
         refuse_foreign(content, directory.path_of(NAME))

@@ -127,7 +127,7 @@ cdef bint pass_entry(Place *place, const Wanted *wanted, uint64_t left) noexcept
 
 
 cdef void count_told(Place *place, const Wanted *wanted) noexcept nogil:
-    """Counts the wanted changes of the place's entry, and passes it. The place must be at the start of its frame."""
+    """Counts the wanted changes of the place's entry, and passes the entry. Call at the start of its frame."""
     cdef const uint8_t *record
     while place.at < place.stop:
         record = wanted.log + place.at

@@ -7,8 +7,8 @@ A heap of (deadline, place) items, eight bytes each:
 Rough deadlines rise with deadlines: they are relative to a base, exact for the first two hours, and then accurate to
 one part in four million. If two are equal, the deadlines in the records decide. A deadline that its key or session no
 longer has is *stale*: it stays in the heap until it reaches the top, or until more than two fifths of all are stale and
-the index filters the heap. Equal deadlines are
-ordered by key, so that ticks remove keys in the same order on every replica.
+the index filters the heap. Equal deadlines are ordered by key, so that ticks remove keys in the same order on every
+replica.
 """
 
 from libc.stdlib cimport free, realloc

@@ -242,7 +242,7 @@ cdef void part(Sorter *sorter, Span *span) noexcept nogil:
 
 
 cdef int64_t part_ended(Sorter *sorter, Span *span, int64_t left) noexcept nogil:
-    """Splits a span of equal heads: keys that end within the head come first, by size; the others differ after it."""
+    """Splits a span of equal heads: keys that end within the head come first, by size; the rest are sorted further."""
     cdef size_t i = span.at
     cdef size_t stop = min(span.stop, i + <size_t>left)
     cdef int64_t steps = <int64_t>(stop - i)

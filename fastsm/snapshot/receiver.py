@@ -334,7 +334,7 @@ class SnapshotReceiver:
             files.close()
 
     def _leave(self) -> None:
-        """Leaves the file and its lock to the parent, in a forked child: the lock is not released."""
+        """In a forked child: leaves the file and its lock to the parent, without releasing the lock."""
         self._files = self._whole = None
         fd, self._fd = self._fd, None
         if fd is not None:
@@ -376,7 +376,7 @@ class SnapshotReceiver:
         return True
 
     def _take_part(self, files: Directory, fd: Descriptor) -> None:
-        """Takes over a part that an earlier receiver left; empties one of another snapshot or with no valid header."""
+        """Takes over an earlier receiver's part; empties it if it is of another snapshot or has no valid header."""
         self.offset = files.size(fd)
         self._head = self._read_head(fd)
         another = self._head is not None and self._announced not in (None, metadata_of(self._head))
