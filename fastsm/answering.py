@@ -1,4 +1,4 @@
-"""Commands that have answers: how they are made.
+"""The rarer commands, most of which have answers, and the conditions of transactions: how they are made.
 
 A proposer makes no more of these than it can send, so this is plain Python; ``command`` decodes them at C speed.
 docs/format.md has their layout.

@@ -80,13 +80,17 @@ def decode(
 ):
     """Returns the content of a command as a small printable object (`Put`, `Delete`, …, `Batch`). O(size).
 
-    Raises `CommandError` or `UnknownCommandError`, exactly when `apply` would.
+    Raises `CommandError` or `UnknownCommandError`, exactly when `apply` would, except that only `apply` raises for a
+    procedure that the machine was not given.
 
     >>> decode(put(b"color", b"blue"))
     Put(key=b'color', value=b'blue')
     """
 def check(command: Buffer) -> None:
-    """Raises what `apply` would raise for this command, so a proposer can call it before proposing. O(size)."""
+    """Raises what `apply` would raise for this command, so a proposer can call it before proposing. O(size).
+
+    Does not check whether a machine was given the procedure of a `call`.
+    """
 
 class Field:
     def __new__(cls, source: Buffer, name: str, limit: int) -> Self: ...

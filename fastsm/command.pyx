@@ -240,7 +240,7 @@ cdef int look_at_deadline(Operation *operation, const uint8_t *data, size_t size
 cdef int look_at_rarer(
     Operation *operation, const uint8_t *data, size_t size, size_t *taken, bint in_transaction
 ) noexcept nogil:
-    """Checks the header of a command that has answers, or of a condition; `taken`: the bytes before its key."""
+    """Checks the header of a command of a rarer kind, or of a condition; `taken`: the bytes before its key."""
     cdef uint8_t kind = operation.kind
     if kind == ADD:
         taken[0] = ADD_HEADER_SIZE
@@ -415,7 +415,8 @@ cdef object described(const Reader *reader, list found, size_t conditions):
 def decode(command):
     """Returns the content of a command as a small printable object (`Put`, `Delete`, …, `Batch`). O(size).
 
-    Raises `CommandError` or `UnknownCommandError`, exactly when `apply` would.
+    Raises `CommandError` or `UnknownCommandError`, exactly when `apply` would, except that only `apply` raises for a
+    procedure that the machine was not given.
 
     >>> decode(put(b"color", b"blue"))
     Put(key=b'color', value=b'blue')
@@ -424,7 +425,10 @@ def decode(command):
 
 
 def check(command):
-    """Raises what `apply` would raise for this command, so a proposer can call it before proposing. O(size)."""
+    """Raises what `apply` would raise for this command, so a proposer can call it before proposing. O(size).
+
+    Does not check whether a machine was given the procedure of a `call`.
+    """
     walk(command, False)
 
 

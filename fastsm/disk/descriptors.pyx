@@ -208,7 +208,7 @@ cdef class Descriptor:
             os.close(number)
 
     cdef int forget(self, int number) except -1:
-        """Waits until the writeback thread is done with this descriptor: usually it is not using it."""
+        """Cancels waiting writeback requests for this descriptor, and waits for one that is under way, if any."""
         with nogil:
             forget_writeback(number)
         return 0
@@ -307,10 +307,10 @@ def start_writeback(int descriptor, off_t offset, off_t size):
 
 
 def pace_writeback(int descriptor, off_t start, off_t stop):
-    """Starts writing [start, stop) to the disk, and waits until all but the last part of it has arrived there.
+    """Starts writing [start, stop) to the disk; waits until the file has arrived there up to PACE_WINDOW before `stop`.
 
-    When called after each piece of a large file, it keeps PACE_WINDOW bytes in flight. A sync of the whole file at the
-    end would occupy the disk, and syncs of other files would have to wait for it (compare strict_bytes_per_sync in
+    So a call after each piece of a large file keeps at most PACE_WINDOW bytes in flight. A sync of the whole file at
+    the end would occupy the disk, and syncs of other files would have to wait for it (compare strict_bytes_per_sync in
     RocksDB). Makes nothing durable. Raises OSError.
     """
     cdef int failure

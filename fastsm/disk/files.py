@@ -351,7 +351,7 @@ class Directory:
     truncate = staticmethod(os.ftruncate)
 
     def write_paced(self, fd: Descriptor, data: Buffer, offset: int) -> int:
-        """Writes a piece of a large file, and waits for most of it to reach the disk; returns the offset after it."""
+        """Writes a piece of a large file, and waits as ``pace_writeback`` does; returns the offset after the piece."""
         stop = offset + memoryview(data).nbytes
         self.write(fd, data, offset)
         self.pace_writeback(fd, offset, stop)
@@ -441,7 +441,7 @@ os.register_at_fork(after_in_child=_exclusive.clear)
 
 
 def absolute_path(path: str | os.PathLike[str]) -> str:
-    """Returns the absolute path of a directory, for after a ``chdir``; an empty path is refused, as the system does."""
+    """Returns an absolute path, which stays right after a ``chdir``; an empty path is refused, as the system does."""
     text = os.fsdecode(path)
     try:
         if not text:

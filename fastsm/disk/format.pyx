@@ -8,7 +8,7 @@ Pictures are in docs/format.md. In short, with little-endian integers and 8-byte
     run       last index | term
     record    index | value size | key size | operation | timed | key | value | padding | deadline, if timed
     snapshot  header | attachment | membership record | runs (first, last, term) | records
-    table     header | runs | snapshot metadata | dead map | directories | deadlines | segments, paged | order
+    table     header | runs | snapshot metadata | dead map | directories | deadlines | segments (page-aligned) | order
 
 A frame is bound to its place and to everything before it. The seal is a checksum of the header alone, seeded with the
 log's identity and the frame's offset, so the header alone shows whether bytes are a header of this log at this place,

@@ -38,7 +38,7 @@ class LogHead(NamedTuple):
 
 
 class CurrentFile(NamedTuple):
-    """CURRENT: the generation in use, its log's identity, and an offset up to which that is durable."""
+    """CURRENT: the generation in use, its log's identity, and an offset up to which the log is durable."""
     generation: int
     identity: int
     durable_offset: int
@@ -93,7 +93,7 @@ class SavedTable(NamedTuple):
     session_deadlines: int
     sessions: SavedPart
     touches: SavedPart
-    # The number of places in the order of their keys: that of the keys, or 0 if the order was not in use
+    # The number of places in the section `order`: the number of keys, or 0 if the order was not in use
     ordered: int
     body_checksum: int    # XXH64 of everything after the header
 
@@ -144,9 +144,9 @@ def pack_log_head(head):
 
 
 def head_checksum(packed):
-    """Returns the checksum of a packed header without the word after its version; the first frame is chained to it.
+    """Returns the checksum to which the first frame is chained: that of a packed header with a zero after its version.
 
-    That word cannot be derived from the base; without it, a lost header can be made again.
+    A lost header can be made again from CURRENT and the base, except for the word that is zeroed here.
     """
     return checksum(packed[:12] + bytes(4) + packed[16:-8])
 
@@ -207,7 +207,7 @@ def with_checksum(bytes head):
 
 
 def unpack(layout, magic, bytes data, path, used, bint has_word=False):
-    """Returns `used` fields; the word after the version is the first of them if `has_word`, or else must be zero.
+    """Returns the first `used` fields, preceded by the word after the version if `has_word`; else that must be zero.
 
     All versions keep magic, version and checksum in the same places, so that damage can be told from another version.
     """

@@ -70,5 +70,8 @@ cdef int write_pieces(int descriptor, const Part *parts, size_t count, uint64_t 
 
 
 cdef inline uint64_t piece_end(uint64_t start) noexcept nogil:
-    """Returns where the piece that starts at an offset ends: two pieces share no page of the file."""
+    """Returns where the piece that starts at an offset ends, unless it has MOST parts before that.
+
+    Two pieces that end there share no page of the file.
+    """
     return (start + PIECE) & ~<uint64_t>(PIECE - 1)

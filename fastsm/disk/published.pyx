@@ -1,16 +1,17 @@
 """The publication: what the owner of a directory tells readers in other processes, in a small mapped file.
 
 The owner writes two slots alternately, each with a number and a checksum. So if a reader looks while one is being
-written, or the owner is killed halfway, the other one is complete. Neither side makes system calls: the owner stores,
-the reader loads. The number is stored last and loaded first: a reader that sees it also sees the frames it refers to.
+written, or the owner is killed halfway, the other one is complete. Where stores through a mapping are safe, neither
+side makes system calls: the owner stores, the reader loads. Elsewhere the owner calls `pwrite`. The number is stored
+last and loaded first: a reader that sees it also sees the frames it refers to.
 
     header | slot | slot | step | zeros   slot: number, incarnation, identity, end, applied, durable, checksum
 
 An owner announces a step to another log before it takes it. So the next owner knows what the step was, even if this
 one is killed before it publishes anything about the new log.
 
-Nothing here is needed to recover a state, and nothing is synced. After a restart of the machine, the file may contain
-anything that it ever contained; the incarnation shows that, since it includes the run of the machine.
+Nothing here is needed to recover a state, and nothing is synced. After a reboot, the file may contain anything that it
+ever contained; the incarnation shows that, since it includes a number of the boot in which it was made.
 """
 
 import os
@@ -53,7 +54,7 @@ class Published(NamedTuple):
 
     @property
     def boot(self):
-        """The run of the machine in which it was made; 0: unknown."""
+        """The number of the boot in which the publication was made; 0: unknown."""
         return self.incarnation >> BOOT_SHIFT
 
 
@@ -68,7 +69,7 @@ def state_number(incarnation):
 
 
 def boot_number():
-    """Returns 32 bits that identify this run of the machine; 0 if the system does not identify its runs."""
+    """Returns 32 bits that identify the present boot of the system; 0 if the system does not identify its boots."""
     try:
         with open(BOOT_ID, "rb") as file:
             return checksum(file.read(64)) & 0xFFFFFFFF or 1
@@ -77,9 +78,9 @@ def boot_number():
 
 
 def may_have_readers(published):
-    """Returns whether a reader that has seen this publication may be alive; none survives a restart of the machine.
+    """Returns whether a reader that has seen this publication may be alive; none survives a reboot.
 
-    Returns True if this run's number cannot be read, for example because no descriptor is available.
+    Returns True if the present boot's number cannot be read, for example because no descriptor is available.
     """
     return not published.boot or boot_number() in (0, published.boot)
 
@@ -185,8 +186,8 @@ cdef class Publisher:
     def begin(self, uint64_t identity, uint64_t end):
         """Determines the incarnation of this opening, which has recovered a log up to `end`.
 
-        If that is another log, to which no step was announced, or if published frames are missing, the state counts as
-        an earlier one: the directory was restored or repaired.
+        If that is not the log last published, and no step to it was announced, or if published frames are missing, the
+        state counts as an earlier one: the directory was restored or repaired.
         """
         content = self.content()
         last = newest_in(content)
@@ -206,7 +207,7 @@ cdef class Publisher:
     cdef uint64_t announce(
         self, uint64_t identity, uint64_t next_identity, bint is_other_state, bint is_back
     ) noexcept:
-        """Announces a step to another log to the next owner, before the step; returns the incarnation after it.
+        """Records that a step to another log is coming, for the next owner; returns the incarnation after the step.
 
         `is_other_state`: the state after the step does not continue this one. `is_back`: it is an earlier one.
         """
@@ -302,7 +303,7 @@ cdef int refuse_foreign(bytes start, str path) except -1:
 
 
 def check_owned(directory):
-    """Raises the `CorruptionError` with which opening would refuse this file, if it exists; or OSError."""
+    """Raises `CorruptionError` if opening would refuse this file; a missing one is accepted. Raises OSError."""
     content = directory.read_file(NAME, HEADER_SIZE)
     if content is not None:
         refuse_foreign(content, directory.path_of(NAME))
@@ -355,10 +356,10 @@ cdef class Publication:
             self.first = other.first
 
     def is_of_this_run(self, published):
-        """Returns whether a publication was made in this run of the machine, so that it describes the log on disk.
+        """Returns whether a publication was made in the present boot, so that it describes the log on disk.
 
         One made since the file was opened counts whatever its incarnation says: an owner in a container may see another
-        number for this run.
+        number for this boot.
         """
         return published.number != self.first or may_have_readers(published)
 

@@ -61,7 +61,10 @@ STRUCT = struct.Struct("<8sIIQQQQQQQQ32sQQ32s")
 
 
 def pack(head):
-    """Returns a snapshot's header; `state_checksum` covers `[16:80]` of it, `checksum` everything but itself."""
+    """Returns a snapshot's header.
+
+    `state_checksum` covers the bytes [16:80] of it and the flat state; `checksum` covers the whole file except itself.
+    """
     *fields, own_sum = head
     return STRUCT.pack(MAGIC_BYTES, VERSION, *fields, own_sum)
 

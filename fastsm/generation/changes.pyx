@@ -72,8 +72,8 @@ def changes_of(Mapping mapping or None, uint64_t stop, uint64_t index):
 cdef class Source:
     """A log as a watch sees it: it grows, is compacted, and may be replaced.
 
-    Subclasses override `look`, which passes the present moment to `take`, and raises if nothing can be read any more. A
-    subclass in Python need not define `is_over`.
+    Subclasses override `look`, which passes the log's present state to `take`, and raises if nothing can be read any
+    more. A subclass in Python need not define `is_over`.
     """
 
     def take(
@@ -322,7 +322,7 @@ cdef class Changes:
         draft.whole = True
 
     cdef void pass_to(self, uint64_t index, uint64_t term, uint64_t identity, uint64_t frame) noexcept:
-        """Passes entries up to `index`, none of which concern this watch; `frame` starts after them in that log."""
+        """Passes entries up to `index`, none of which concern this watch; `frame` is after them in log `identity`."""
         cdef Place *draft = &self.draft
         if draft.unchecked or index <= draft.index:
             return

@@ -3,7 +3,8 @@
 A state machine's log and a segment of the journal are such files. They differ in their headers, and in the content of
 their frames.
 
-How a frame is written depends on how often the file is flushed (measurements: docs/design.md):
+On file systems where stores through a mapping are not safe, `pwrite` writes all frames. Elsewhere, how a frame is
+written depends on how often the file is flushed (measurements: docs/design.md):
 
 - between infrequent flushes, small frames are stored into pages that were populated ahead;
 - while flushes are frequent, they are stored into pages as well, but each flush populates only about as many pages as
@@ -198,7 +199,7 @@ cdef class FrameFile:
         return not (self.paced and length <= PACED_BYTES) and self.directory.write is write_at
 
     cdef uint8_t *begin_parts(self, uint64_t length, uint64_t staged) except NULL:
-        """Reserves room in the file for a frame of `length` bytes, and memory for its `staged` bytes built here."""
+        """Reserves room in the file for a frame of `length` bytes; returns memory to build `staged` of them in."""
         self.require_writable()
         self.settle()
         if self.end + length > self.allocated:
@@ -374,7 +375,7 @@ cdef class FrameFile:
             self.prepare(written + written // 2)
 
     cdef int ask_sync(self) except -1:
-        """Syncs the file. However that fails, also without memory, it is unknown what the disk holds."""
+        """Syncs the file; poisons it on any error, even a lack of memory: what the disk holds is then unknown."""
         cdef bint synced = False
         try:
             self.directory.sync(self.descriptor)
@@ -439,7 +440,7 @@ cdef class FrameFile:
         self.suspect_end = 0
 
     cdef int check_suspect(self) except -1:
-        """Raises unless these are still the frames that recovery found: the cache may have lost them in the meantime.
+        """Raises unless the suspect frames are as recovery found them: the cache may have lost them in the meantime.
 
         Works without the GIL, in pieces; signal handlers run between them.
         """

@@ -1,7 +1,8 @@
 """Loading a saved table: the file is mapped into memory, and its pages are the index's from then on.
 
-It is used only if everything matches: its own checksum, the base and the log up to that moment, from which it was made,
-and each slot's place, which must be within the arena. What does not match is no error: the table can be made again.
+The table is used only if everything matches: its own checksum; the base, and the log up to the offset at which the
+table was made; and each slot's place, which must be within the arena. A mismatch is no error: the table can be made
+again.
 """
 
 import os

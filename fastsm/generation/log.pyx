@@ -136,7 +136,10 @@ cdef class Log(FrameFile):
             first = self.copy_piece(mapping.address + mapping.start, first, stop)
 
     cdef uint64_t copy_piece(self, const uint8_t *source, uint64_t first, uint64_t stop) except 0:
-        """Appends frames of about STAGING_KEPT bytes in total, at least one; returns where the next one starts."""
+        """Appends the next frames, up to STAGING_KEPT bytes or one larger frame; returns where the next one starts.
+
+        Appends nothing if all frames up to `stop` applied nothing.
+        """
         cdef uint64_t offset = first
         cdef uint64_t size = 0
         while offset < stop:
@@ -181,8 +184,8 @@ cdef class Log(FrameFile):
 
         `current`: the content of CURRENT. `saved`: a saved table's header; the frames that it covers are skipped, and
         `terms` and `metadata` (of the newest snapshot) already contain theirs. `verify()` is called once the end is
-        known, to check more. A log that ends before `not_below` is not cut. Raises `CorruptionError`, with nothing
-        changed.
+        known, to check more. A log that ends before `not_below` is not cut. Raises `CorruptionError`; the file is then
+        unchanged.
         """
         cdef Scan scan
         cdef uint64_t known_durable = current.durable_offset

@@ -1,7 +1,7 @@
 """Reading a log back: where its frames end, what is torn and what is corrupt.
 
 The rule: bytes that are known to be durable, from CURRENT or from the watermark of any valid frame, must be intact;
-otherwise the log is corrupt, and nothing is changed. Damage after those bytes is torn: they were never promised.
+otherwise the log is corrupt, and nothing is changed. Damage further on is torn: the bytes there were never promised.
 """
 
 import os

@@ -61,7 +61,7 @@ cdef int enter(Place *place, const Wanted *wanted, uint64_t *left) noexcept nogi
 
 
 cdef bint check_term(Place *place, const Run *run) noexcept nogil:
-    """Returns whether the place's entry, which is in one of these runs, has its term; fills in an unknown term."""
+    """Returns whether the place's entry, which is in one of these runs, has the place's term; sets an unknown term."""
     while run.last < place.index:
         run += 1
     if place.term == UNKNOWN_TERM:
@@ -102,7 +102,10 @@ cdef int advance(Place *place, const Wanted *wanted) noexcept nogil:
 
 
 cdef bint pass_entry(Place *place, const Wanted *wanted, uint64_t left) noexcept nogil:
-    """Looks up to `left` bytes ahead for another change of the place's entry; returns whether it has the answer."""
+    """Looks up to `left` bytes ahead for another change of the place's entry; sets `whole` if there is none.
+
+    Returns False if that is not known yet.
+    """
     cdef const uint8_t *record
     cdef uint64_t length
     while place.at < place.stop:
@@ -124,7 +127,7 @@ cdef bint pass_entry(Place *place, const Wanted *wanted, uint64_t left) noexcept
 
 
 cdef void count_told(Place *place, const Wanted *wanted) noexcept nogil:
-    """Passes the place's entry, at the start of whose frame the place is, and counts its wanted changes."""
+    """Counts the wanted changes of the place's entry, and passes the entry. Call at the start of its frame."""
     cdef const uint8_t *record
     while place.at < place.stop:
         record = wanted.log + place.at

@@ -1,4 +1,4 @@
 """The indexes in memory: from keys to places, from entries to terms, which records are dead. Opens no files.
 
-It may import `disk` and what it imports.
+It may import `disk`, `long_work`, `libraries` and what they import.
 """

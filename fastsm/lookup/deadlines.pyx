@@ -5,9 +5,10 @@ A heap of (deadline, place) items, eight bytes each:
     item    | rough deadline, 28 bits | place / 8, 36 bits |
 
 Rough deadlines rise with deadlines: they are relative to a base, exact for the first two hours, and then accurate to
-one part in four million. If two are equal, the deadlines in the records decide. An overtaken deadline stays in the heap
-until it reaches the top, or until two fifths of all are stale; then the index filters the heap. Equal deadlines are
-ordered by key, so that ticks remove keys in the same order on every replica.
+one part in four million. If two are equal, the deadlines in the records decide. A deadline that its key or session no
+longer has is *stale*: it stays in the heap until it reaches the top, or until more than two fifths of all are stale and
+the index filters the heap. Equal deadlines are ordered by key, so that ticks remove keys in the same order on every
+replica.
 """
 
 from libc.stdlib cimport free, realloc
@@ -147,9 +148,9 @@ cdef class Deadlines:
         return 0
 
     cdef void drop(self, const uint8_t *arena, const uint64_t *positions, size_t count) noexcept nogil:
-        """Removes the items at rising positions; if one is removed, then so is its parent.
+        """Removes the items at rising positions, which must include the parent of each of them (except of the top).
 
-        The last position is filled first, so an item sinks only from there, and not from the top of the heap.
+        The last position is filled first, so that an item sinks from there instead of from the top of the heap.
         """
         self.version += 1
         while count:
@@ -196,7 +197,7 @@ cdef class Deadlines:
             self.begin_at(arena, first)
 
     cdef int take_saved(self, const uint8_t *data, size_t count, uint64_t stop) except -1:
-        """Takes saved items in their order in memory; returns 0 unless all places are valid and below `stop`."""
+        """Takes saved items; returns 0 unless they form a heap, with valid deadlines, and valid places below `stop`."""
         cdef uint64_t deadline, place
         cdef size_t i
         self.reserve(count)

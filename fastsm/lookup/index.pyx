@@ -315,10 +315,10 @@ cdef class Index:
         deadlines.keep(arena, kept)
 
     cdef void drop_stale_top(self, const uint8_t *arena, Deadlines deadlines) noexcept nogil:
-        """Removes the first deadline, which is stale, and those stale ones below it that have no current one above.
+        """Removes the first deadline, a stale one, and stale ones below it whose parents in the heap are removed.
 
-        A tick leaves all that it removed there. Their positions are noted in the unused room of the heap; if that is
-        full, some are left for the next call.
+        After a tick, the deadlines of all that it removed are there. The positions are noted in the unused room of the
+        heap; if that is full, some are left for the next call.
         """
         cdef uint64_t first = 0
         cdef uint64_t *stale = &first

@@ -111,7 +111,7 @@ cdef class Order:
         return 0
 
     cdef void tell_readers(self, const uint8_t *arena, uint64_t hashed, uint64_t old) noexcept nogil:
-        """Tells readers that a record is no longer the newest of its key. Runs under the GIL: it has readers."""
+        """Tells open views that a record is no longer its key's newest. While views are open, callers hold the GIL."""
         cdef size_t i
         with gil:
             for i in range(self.moment_count):
@@ -120,7 +120,7 @@ cdef class Order:
     # ---- build and keep up -----------------------------------------------------------------------------
 
     cdef bint is_behind(self) noexcept:
-        """Returns whether so many changes wait to be sorted in that they should not be left to the next reader."""
+        """Returns whether there are too many new keys, or entries of deleted keys, to leave them to the next reader."""
         if not self.built or self.builders:
             return False
         return self.waiting() > max(<uint64_t>MANY_NEW, self.entries / SHARE_OF_TREE) or self.has_garbage()

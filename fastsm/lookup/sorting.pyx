@@ -137,7 +137,7 @@ cdef int64_t find_shared(Sorter *sorter, Span *span, int64_t left) noexcept nogi
 
 
 cdef inline uint32_t common(const uint8_t *a, const uint8_t *b, uint32_t size) noexcept nogil:
-    """Returns how many of the first `size` bytes of two strings agree."""
+    """Returns the length of the common prefix of two strings of `size` bytes."""
     cdef uint32_t i = 0
     if memcmp(a, b, size) == 0:
         return size
@@ -242,7 +242,7 @@ cdef void part(Sorter *sorter, Span *span) noexcept nogil:
 
 
 cdef int64_t part_ended(Sorter *sorter, Span *span, int64_t left) noexcept nogil:
-    """Handles equal heads: a key that ends within its head is a prefix of every longer one, trailing zeros aside."""
+    """Splits a span of equal heads: keys that end within the head come first, by size; the rest are sorted further."""
     cdef size_t i = span.at
     cdef size_t stop = min(span.stop, i + <size_t>left)
     cdef int64_t steps = <int64_t>(stop - i)

@@ -320,7 +320,7 @@ cdef class Table:
         return 1
 
     cdef void share_out(self, const uint8_t *arena, Segment *low, Segment *high) noexcept nogil:
-        """Moves those slots of `low` to `high` whose next hash bit is 1, in the order of their homes."""
+        """Moves those slots of `low` to `high` whose next hash bit is 1. Fills both in the order of the old slots."""
         cdef uint64_t slots[SEGMENT_SLOTS]
         cdef uint32_t bit = PLACE_BITS + NEXT_BITS - 1 - ((low.depth - 1) & (NEXT_BITS - 1))
         cdef Segment *target

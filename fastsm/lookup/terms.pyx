@@ -70,7 +70,8 @@ cdef class Terms:
     cdef void append(self, uint64_t last, uint64_t term) noexcept nogil:
         """Appends a run as frames carry it: from the entry after `seen` up to `last`. There must be room.
 
-        A run of UNKNOWN_TERM is a gap between two terms. The caller checks that `last` rises and `term` does not fall.
+        A run of UNKNOWN_TERM is a gap before the first entry of a term. The caller checks that `last` rises and `term`
+        does not fall.
         """
         if term != UNKNOWN_TERM:
             if self.count and self.term[self.count - 1] == term:
@@ -269,8 +270,8 @@ cdef class Terms:
 cdef class RunList:
     """Entries that were applied, but are in no frame yet, as runs `(last, term)`.
 
-    A run starts after the previous one. Indexes that were never seen get a run of UNKNOWN_TERM, but only between two
-    terms: within one term, the indexes in between have that term.
+    A run starts after the previous one. Indexes that were never seen get a run of UNKNOWN_TERM, but only before the
+    first entry of a term: within one term, the indexes in between have that term.
     """
 
     def __cinit__(self, uint64_t index, uint64_t term, bint started):

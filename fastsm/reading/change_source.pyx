@@ -1,7 +1,7 @@
 """The frames of a live log, followed without an index of their keys, as a source of changes.
 
-All watches of a reader share one `Tail`. It takes what was published since, frame by frame, and then updates, in one
-step, the fields that watches use. Each watch has a `TailSource`, which copies these fields.
+All watches of a reader share one `Tail`. It takes what was published since its last look, frame by frame, and then
+updates, in one step, the fields that watches use. Each watch has a `TailSource`, which copies these fields.
 """
 
 from cpython.exc cimport PyErr_CheckSignals

@@ -21,10 +21,11 @@ class Follower(Timed):
     def refresh(self) -> LogId:
         """Takes over what the owner has applied since the last refresh; returns the last applied entry.
 
-        Without news it makes no system call. O(records since); after a compaction or an install, O(keys). Each chunk
-        becomes visible as a whole. Raises `NotRunningError` after `close`; `StorageError` or `CorruptionError` if what
-        was published cannot be read, and then the state stays as it was; `ReentryError` in a signal handler on top of a
-        refresh of the same thread.
+        Without news it makes no system call, except once a second to check a file's name; as long as no owner has
+        published anything, each call looks for the file. O(records since); after a compaction or an install, O(keys).
+        Each chunk becomes visible as a whole. Raises `NotRunningError` after `close`; `StorageError` or
+        `CorruptionError` if what was published cannot be read, and then the state stays as it was; `ReentryError` in a
+        signal handler on top of a refresh of the same thread.
         """
     def _await_news(self, seconds: float) -> bool: ...
     def _show(

@@ -1,4 +1,4 @@
-"""Taking what an owner has published since, frame by frame: an ongoing recovery.
+"""Taking what an owner has published since the last refresh, frame by frame: an ongoing recovery.
 
 The index is private to the reader; records are read in place, in the owner's log. Each frame is one step under the GIL,
 as it was for the owner, so that no thread sees half a chunk. No byte after the published end is touched.
@@ -53,10 +53,11 @@ cdef class Follower(Timed):
     def refresh(self):
         """Takes over what the owner has applied since the last refresh; returns the last applied entry.
 
-        Without news it makes no system call. O(records since); after a compaction or an install, O(keys). Each chunk
-        becomes visible as a whole. Raises `NotRunningError` after `close`; `StorageError` or `CorruptionError` if what
-        was published cannot be read, and then the state stays as it was; `ReentryError` in a signal handler on top of a
-        refresh of the same thread.
+        Without news it makes no system call, except once a second to check a file's name; as long as no owner has
+        published anything, each call looks for the file. O(records since); after a compaction or an install, O(keys).
+        Each chunk becomes visible as a whole. Raises `NotRunningError` after `close`; `StorageError` or
+        `CorruptionError` if what was published cannot be read, and then the state stays as it was; `ReentryError` in a
+        signal handler on top of a refresh of the same thread.
         """
         if self.gate and not self._broken:
             self.refuse()

@@ -43,12 +43,12 @@ cdef class Lookout:
         return True
 
     def look_again(self):
-        """Makes a waiting reader look again soon, even if nothing new is published; other readers look at once."""
+        """Makes a waiting read look again soon, even if nothing new is published; other calls look at once."""
         self.again = True
         self.look_at = now() + RETRY_INTERVAL
 
     cpdef bint is_worth_a_look(self) noexcept:
-        """Returns whether a waiting reader should look. `again` does not count: it would look as often as it can."""
+        """Returns whether a waiting read should look. `again` does not count, or it would look as often as it can."""
         return now() >= self.look_at or (self.publication is not None and self.publication.is_new())
 
     def may_lead_elsewhere(self):
@@ -57,7 +57,7 @@ cdef class Lookout:
 
 
 cdef uint64_t reach(Log log, uint64_t end, uint64_t file_size) except? 0:
-    """Maps a log at least up to `end`; `file_size` is the last known size of its file; returns the current one.
+    """Maps a log at least up to `end`; `file_size` is the known size of its file; returns it, updated if too small.
 
     The file may end before the mapping does; those pages are never touched.
     """

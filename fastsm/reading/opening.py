@@ -41,7 +41,7 @@ def open_publication(directory: Directory) -> Publication | None:
 
 
 def recover_state(log: Log, named: CurrentFile) -> current.Generation:
-    """Recovers the whole state. O(1) from a saved table, otherwise O(bytes of base and log)."""
+    """Recovers the whole state. O(keys + bytes of log after it) from a saved table, else O(bytes of base and log)."""
     return current.recover(log, named, None, False)
 
 

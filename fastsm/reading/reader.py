@@ -105,8 +105,8 @@ class Reader(Following, Follower):
     about 20 bytes per key; keys and values are shared. Any thread may use it, and a reader made before a fork works in
     the child.
 
-    Opening is O(1) from a saved table, otherwise O(bytes of base and log). Raises ``StorageError``,
-    ``CorruptionError``, ``FormatVersionError``.
+    Opening is O(keys) from a saved table (a few milliseconds per million), otherwise O(bytes of base and log). Raises
+    ``StorageError``, ``CorruptionError``, ``FormatVersionError``.
 
     >>> import fastsm, tempfile
     >>> directory = tempfile.mkdtemp()

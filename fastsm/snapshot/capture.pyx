@@ -78,7 +78,7 @@ cdef class Capture:
         self.estimated_size = index.live_bytes
 
     cdef int name_id(self) except -1:
-        """Makes Python objects of facts about the past, which never change. To be called after `hold`."""
+        """Sets the fields that need Python code: they describe past entries, so they have not changed since `hold`."""
         base = self.log.base
         if base is not None:
             self.base_first, self.base_stop = base.records_offset, base.size

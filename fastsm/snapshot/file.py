@@ -129,7 +129,7 @@ class Snapshot:
     def membership(self) -> tuple[LogId, bytes] | None:
         """The cluster's membership and the entry that carried it, or None.
 
-        Reads (and decompresses) the state up to its runs. Raises ``SnapshotFormatError`` if they are malformed.
+        Reads (and decompresses) the state up to its records. Raises ``SnapshotFormatError`` if that part is malformed.
         """
         head = self.head
         if not head.membership_size:
@@ -205,7 +205,8 @@ def copy_checked(
     """Reads the whole file once, passes each piece (at most 64 MiB, in order) to ``write``, and compares ``checksum``.
 
     Nothing is read twice: what was written is what was checked, even if the source changes. A piece is valid until
-    ``write`` returns. ``progress(done, total)`` may raise to abort. Raises ``ChecksumMismatchError``.
+    ``write`` returns. ``progress(done, total)`` may raise to abort. Raises ``ChecksumMismatchError``, and
+    ``SnapshotFormatError`` if the file changes meanwhile, or its padding is not zero.
     """
     hasher = blake3.blake3()
     attachment_end = snapshot_header.HEADER_BYTES + head.attachment_size

@@ -176,7 +176,7 @@ def _records(stream: Stream, left: int) -> Iterator[tuple[int, int, int, int, in
 
 
 def bad_state(path: str, offset: int, expected: str, found: object) -> SnapshotFormatError:
-    """Returns the error for a malformed part of the flat state whose checksum matches: crafted bytes, or a bug."""
+    """Returns the error for a malformed flat state; if its checksum matches, it was crafted, or made by a bug."""
     return SnapshotFormatError(
         f"{path}, flat state, before offset {offset}: expected {expected}, found {found}; "
         "this is not a fastsm snapshot, although its checksums may match: get it again"

@@ -77,7 +77,10 @@ def copy(directory: Directory, name: str, snapshot: Snapshot, progress: Progress
 def unpack(
     directory: Directory, stored: Descriptor, descriptor: Descriptor, snapshot: Snapshot
 ) -> snapshot_header.SnapshotHead:
-    """Writes the flat form of a compressed snapshot, and checks that it has exactly the size in its header."""
+    """Writes the flat form of a compressed snapshot, without its attachment; returns the header of that base.
+
+    Checks the size and the state checksum.
+    """
     head = snapshot.head._replace(
         codec=snapshot_header.CODEC_NONE, attachment_size=0, stored_size=snapshot.head.state_size, checksum=bytes(32)
     )

@@ -102,7 +102,7 @@ class SnapshotReceiver:
 
     @property
     def metadata(self) -> SnapshotMetadata | None:
-        """That of the snapshot being received, as announced or from its header; None until it is known."""
+        """The metadata of the snapshot being received, as announced or from its header; None until it is known."""
         head = self._finished or self._head
         return self._announced or (metadata_of(head) if head else None)
 
@@ -334,7 +334,7 @@ class SnapshotReceiver:
             files.close()
 
     def _leave(self) -> None:
-        """Leaves the file, in a forked child, to the parent, and its lock, which is not released here."""
+        """In a forked child: leaves the file and its lock to the parent, without releasing the lock."""
         self._files = self._whole = None
         fd, self._fd = self._fd, None
         if fd is not None:
@@ -376,7 +376,7 @@ class SnapshotReceiver:
         return True
 
     def _take_part(self, files: Directory, fd: Descriptor) -> None:
-        """Takes over a part that an earlier receiver left, or cuts it off if it belongs to another snapshot."""
+        """Takes over an earlier receiver's part; empties it if it is of another snapshot or has no valid header."""
         self.offset = files.size(fd)
         self._head = self._read_head(fd)
         another = self._head is not None and self._announced not in (None, metadata_of(self._head))

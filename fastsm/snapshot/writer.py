@@ -384,7 +384,7 @@ def _write_compressed(
 
 
 def _finish(directory: Directory, fd: Descriptor, head: SnapshotHead) -> None:
-    """Syncs a file that was handed to the disk at its own pace, so that syncs of other files come in between."""
+    """Writes the header; has the file written to the disk in pieces, between which others may be synced; syncs it."""
     directory.write(fd, snapshot_header.pack(head), 0)
     directory.pace_writeback(fd, 0, head.file_size)
     directory.sync(fd)
