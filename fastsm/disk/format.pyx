@@ -28,7 +28,7 @@ from fastsm.disk.hashing cimport xxh64
 TERM_RUN_BYTES = TERM_RUN_SIZE
 LARGE_BYTES = LARGE
 
-# A run of this term is a gap: indexes that were never seen, between two runs of different terms.
+# A run of this term is a gap: indexes that were never seen, between two runs of different terms or before the first.
 UNKNOWN_TERM = <uint64_t>0xFFFFFFFFFFFFFFFF
 cdef uint64_t LARGEST = UNKNOWN_TERM - 1
 ARENA_LIMIT = <uint64_t>1 << 39
@@ -230,7 +230,7 @@ cdef int look_inside_frame(const uint8_t *frame, Progress *progress) noexcept no
                 return MALFORMED
             progress.last_term = run[1]
         elif i + 1 == run_count:
-            return MALFORMED  # a gap must be between two runs
+            return MALFORMED  # a gap must be followed by a run
         run += 2
     run = <const uint64_t *>(frame + FRAME_RUNS)
     while left:

@@ -26,7 +26,7 @@ cdef enum:  # layout of the file
 
 ctypedef struct Slot:
     uint64_t number          # of the publication; even numbers are in the first slot
-    uint64_t incarnation     # run of the machine, 32 bits; opening, 12; steps back, 10; other states, 10
+    uint64_t incarnation     # boot of the system, 32 bits; opening, 12; steps back, 10; other states, 10
     uint64_t identity        # of the log
     uint64_t end             # of its published frames
     uint64_t applied_index
