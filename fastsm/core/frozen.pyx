@@ -108,6 +108,7 @@ cdef class Frozen:
         cdef int64_t[::1] key_ends = key_offsets
         cdef int64_t[::1] value_ends = value_offsets
         cdef uint8_t[::1] key_bytes, value_bytes
+        cdef uint8_t nothing = 0  # memcpy takes no NULL, even for no bytes
         cdef Filling filling = Filling(self)
         filling.key_ends, filling.value_ends = &key_ends[0], &value_ends[0]
         run_long(filling, no_tick, self.count * RECORD_BYTES)
@@ -115,8 +116,8 @@ cdef class Frozen:
         values = np.empty(value_ends[count], dtype=np.uint8)
         key_bytes, value_bytes = keys, values
         filling.fills = True
-        filling.keys = &key_bytes[0] if key_bytes.shape[0] else NULL
-        filling.values = &value_bytes[0] if value_bytes.shape[0] else NULL
+        filling.keys = &key_bytes[0] if key_bytes.shape[0] else &nothing
+        filling.values = &value_bytes[0] if value_bytes.shape[0] else &nothing
         run_long(filling, no_tick, key_ends[count] + value_ends[count])
         return keys, key_offsets, values, value_offsets
 

@@ -21,7 +21,7 @@ The headers of files are read and written in `headers`.
 
 import struct
 
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from fastsm.disk.hashing cimport xxh64
 
@@ -114,7 +114,7 @@ cdef uint8_t *write_record(
 ) noexcept nogil:
     """Writes a record and its padding; returns where the next one starts. Pointers must not be NULL, even if empty."""
     cdef uint64_t size = record_size(key_size, value_size)
-    (<uint64_t *>(p + size - 8))[0] = 0
+    memset(p + size - 8, 0, 8)
     memcpy(write_head(p, operation, index, key, key_size, value_size), value, value_size)
     return p + size
 
@@ -129,9 +129,9 @@ cdef uint8_t *write_record_head(
 cdef inline uint8_t *write_head(
     uint8_t *p, uint8_t operation, uint64_t index, const uint8_t *key, uint16_t key_size, uint32_t value_size,
 ) noexcept nogil:
-    (<uint64_t *>p)[0] = index
-    (<uint32_t *>(p + RECORD_VALUE_SIZE))[0] = value_size
-    (<uint16_t *>(p + RECORD_KEY_SIZE))[0] = key_size
+    memcpy(p, &index, 8)  # unaligned if the value before it is written from where it is
+    memcpy(p + RECORD_VALUE_SIZE, &value_size, 4)
+    memcpy(p + RECORD_KEY_SIZE, &key_size, 2)
     p[RECORD_OPERATION] = operation
     p[RECORD_TIMED] = 0
     memcpy(p + RECORD_KEY, key, key_size)
