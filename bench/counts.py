@@ -23,72 +23,27 @@ from typing import Any
 RECORDED = Path(__file__).with_name("counts.json")
 INSTRUCTIONS_LIMIT = 1.02
 SYSTEM_LIMIT = 1.10  # of bytes, faults and calls: preallocation moves them a little
-COUNT = 2000
+COUNT = 2000  # operations
 Counts = dict[str, dict[str, float]]  # by operation, by kind
+
+WORK = Path(__file__).with_name("counted.py")
 
 # By operation, the compiled function whose instructions are counted, including those of all that it calls.
 COUNTED = {
     "get": "__pyx_pw_*State_*get",
     "get_many": "__pyx_pw_*State_*get_many",
+    "scan": "__pyx_pw_*Ordered_*scan",
     "apply.1": "__pyx_pw_*Engine_*apply",
     "apply.100": "__pyx_pw_*Engine_*apply",
+    "deadline.100": "__pyx_pw_*Engine_*apply",
+    "swap.100": "__pyx_pw_*Engine_*apply",
+    "add.100": "__pyx_pw_*Engine_*apply",
+    "transaction.100": "__pyx_pw_*Engine_*apply",
+    "once.100": "__pyx_pw_*Engine_*apply",
     "flush": "__pyx_pw_*FrameFile_*sync",
+    "refresh": "__pyx_pw_*Follower_*refresh",
+    "append.100": "__pyx_pw_*LogEngine_*append",
 }
-
-# The child: the same keys, the same hash seed, the same work each time.
-CHILD = f"""
-import os, random, sys
-seeds = random.Random(16)
-os.urandom = seeds.randbytes
-import fastsm
-name, directory = sys.argv[1:]
-keys = [seeds.randbytes(16) for _ in range({COUNT})]
-wanted = seeds.choices(keys, k={COUNT})
-machine = fastsm.FastStateMachine(directory, verify_on_open="off", auto_compact=False)
-
-def entries(some, first):
-    return [(first + i, 1, fastsm.put(key, b"v" * 100)) for i, key in enumerate(some)]
-
-for start in range(0, {COUNT}, 1000):
-    machine.fill(entries(keys[start:start + 1000], start + 1))
-operation, _, chunk = name.partition(".")
-work = entries(wanted, {COUNT} + 1)
-chunks = [work[i:i + int(chunk)] for i in range(0, {COUNT}, int(chunk))] if chunk else []
-# Where the heap has got to is chance, and the path of the package moves it: objects as large as a value leave partly
-# used pools after it, so that no `get` has to open a pool of its own.
-room = [bytes(bytearray(100)) for _ in range(1000)]
-del room[::2]
-before = state()
-if operation == "get":
-    for key in wanted:
-        machine.get(key)
-elif operation == "get_many":
-    machine.get_many(wanted)
-elif operation == "apply":
-    for some in chunks:
-        machine.apply(some)
-else:
-    for start in range(0, {COUNT}, 100):
-        machine.fill(work[start:start + 100])
-        machine.flush()
-after = state()
-print(*(new - old for old, new in zip(before, after)), flush=True)
-os._exit(0)
-"""
-# The filling is not counted: it goes through a function of another name.
-CHILD = CHILD.replace("machine.fill", "machine._apply_in_turn")
-STATE = """
-import resource
-def state():
-    written = reads = 0
-    for line in open("/proc/self/io"):
-        name, number = line.split(":")
-        if name == "wchar":
-            written = int(number)
-        elif name in ("syscw", "syscr"):
-            reads += int(number)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt, written, reads
-"""
 
 
 def platform_name() -> str:
@@ -102,7 +57,7 @@ def platform_name() -> str:
 
 
 def child_command(name: str, directory: str, python: str = sys.executable) -> list[str]:
-    return [python, "-c", STATE + CHILD, name, directory]
+    return [python, str(WORK), name, directory, str(COUNT)]
 
 
 def instructions(name: str, python: str) -> float:
@@ -176,7 +131,7 @@ def main(record: bool) -> int:
     if not shutil.which("valgrind"):
         print("counts: no valgrind, so no instructions; faults, bytes and calls alone")
     for name, counts in found.items():
-        print(f"{name:<10} " + "  ".join(f"{number:10.2f} {what}" for what, number in counts.items()))
+        print(f"{name:<16} " + "  ".join(f"{number:10.2f} {what}" for what, number in counts.items()))
     if record:
         known[here] = found
         RECORDED.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
