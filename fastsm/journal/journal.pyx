@@ -203,7 +203,10 @@ cdef class Journal(RecoveredSegments):
         return 0
 
     cdef int go_on(self, uint64_t first, uint64_t border_term) except -1:
-        """Continues in a new segment, keeping entries from `first` on. `prepare` makes the file in advance. O(1)."""
+        """Continues in a new segment, keeping entries from `first` on. `prepare` makes the file in advance.
+
+        O(segments); with `durable`, what no sync covers yet is synced first.
+        """
         self.begin_step()
         try:
             if self.durable:

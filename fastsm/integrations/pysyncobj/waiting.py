@@ -27,7 +27,7 @@ Callback = Callable[[Any, Any], None]
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Returns whether it is Ctrl-C, which arrives only in the main thread; elsewhere it is an error like any other."""
+    """Returns whether an error is Ctrl-C, which arrives only in the main thread; elsewhere it is like any other."""
     return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 
