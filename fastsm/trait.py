@@ -16,7 +16,7 @@ class StateMachine(ABC):
     A Raft library types against this class, and any class may implement it;
     :class:`fastsm.FastStateMachine` and :class:`fastsm.MemoryStateMachine` do. A state machine is
     deterministic: equal sequences of entries give equal states and results on every replica.
-    (The Rust trait of the same name and shape is d-engine's.)
+    (d-engine, a Raft library in Rust, has a trait of the same name and shape.)
     """
 
     __slots__ = ("__weakref__",)

@@ -253,8 +253,8 @@ def inspect(path: str | os.PathLike[str]) -> DirectoryReport | SnapshotReport | 
     """Returns what a directory or a snapshot's file contains. O(log), or O(saved table).
 
     For a snapshot O(runs), or O(size) if it is compressed; for a Raft log O(bytes). Damage found on the way becomes the
-    problem of a directory's report. Raises ``StorageError`` if there is nothing to examine,
-    and ``SnapshotFormatError`` for a file that is not a snapshot.
+    problem of a directory's report. Raises ``StorageError`` if there is nothing to examine, and ``SnapshotFormatError``
+    for a file that is not a snapshot.
     """
     path = os.fsdecode(path)
     if is_raft_log(path):

@@ -65,9 +65,9 @@ def policy_of(conf: Any, policy: DumpPolicy | None) -> DumpPolicy:
     """Returns the policy that a node was given, or the one that its configuration describes.
 
     ``logCompactionMinEntries`` and ``logCompactionMinTime`` mean the same as in PySyncObj: a node dumps when its
-    journal has that many entries, or when its last dump is that old. Half of the entries are kept for followers that
-    lag. ``useFork`` and ``logCompactionSplit`` need no counterpart: nothing is forked, and nodes do not all dump at the
-    same time.
+    journal has that many entries, or when its last dump is that old. Half of the entries, at most 100,000, are kept for
+    followers that lag. ``useFork`` and ``logCompactionSplit`` need no counterpart: nothing is forked, and nodes do not
+    all dump at the same time.
     """
     usual = SyncObjConf()
     given = [name for name in OF_DUMPS if getattr(conf, name) != getattr(usual, name)]

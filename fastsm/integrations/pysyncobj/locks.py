@@ -89,7 +89,8 @@ class FastLockManager:
     counts the time since its own request: ``isAcquired`` is True only if both agree. So two managers never have a lock
     at the same time, however far the nodes' clocks differ, even if a node is suspended or cut off. (What a process does
     after it has called ``isAcquired`` is at its own risk: it may be suspended right then.) The lock of a manager that
-    has died becomes free between one and one and a half times ``autoUnlockTime`` after it was last renewed.
+    has died becomes free between one and one and a half times ``autoUnlockTime`` after it was last renewed; time
+    without a leader does not count.
 
     All managers of one name must have the same ``autoUnlockTime``. Without ``selfID`` a manager gets a unique id. Its
     thread ends with :meth:`destroy`, with the manager, and with the thread that made it.
