@@ -88,7 +88,7 @@ class Pending:
 
 
 class Waiting:
-    """All commands of a node that wait for their answers. Answered ones take no memory. Thread safe."""
+    """All commands of a node that wait for their answers; also the deadlines of some answered ones. Thread safe."""
 
     def __init__(self) -> None:
         # Guards the deadlines; reentrant: a signal handler may submit in the middle of `add`
