@@ -18,7 +18,7 @@ def bytes_of(source: Any, name: str) -> bytes:
 
 
 def flat_view(source: Any, name: str) -> memoryview:
-    """Takes a bytes-like object as a flat view of its bytes, without a copy where they lie in one piece."""
+    """Returns a flat view of the bytes of a bytes-like object, without a copy if they lie in one piece."""
     view = _view_of(source, name)
     try:
         return view.cast("B")
@@ -53,7 +53,7 @@ def pair_of(log_id: Any, name: str) -> tuple[Any, Any]:
 
 
 def index_of(index: Any, name: str = "index") -> int:
-    """Takes the index, or the term, of an entry; ``OrderError`` where no entry has it."""
+    """Returns an index, or a term, as an int; ``OrderError`` if it is out of the range that entries can have."""
     number = operator.index(index)
     if not 0 <= number <= LARGEST:
         raise OrderError(f"{name} {number}: expected 0 to 2**64 - 2")
@@ -116,7 +116,7 @@ def end_of_wait(timeout: float | None) -> float | None:
 
 
 def plain_id(log_id: Any, name: str) -> tuple[int, int]:
-    """Takes an id as plain integers; a ``ValueError`` for what no entry can have."""
+    """Returns an id as plain integers; ``ValueError`` if one is out of the range that entries can have."""
     index, term = map(operator.index, pair_of(log_id, name))
     if not (0 <= index <= LARGEST and 0 <= term <= LARGEST):
         raise ValueError(f"{name}={log_id!r}: expected 0 to 2**64 - 2 each")

@@ -31,7 +31,7 @@ class Clock:
 
     - ``interval_ms``: at most one tick in this time, so a due key may live that much longer, plus the time to commit.
     - ``limit``: how many keys and sessions one tick removes at most. While more are due, ticks follow one another
-      without waiting for the interval.
+      after a twentieth of the interval.
     - ``max_jump_ms``: the largest leap that is proposed, by default one day; None: any.
     - ``idle_ms``: if something has a deadline but nothing is due, the clock is moved this often, so that procedures
       that read it see a recent time. If nothing has a deadline, no tick is proposed at all.
@@ -77,8 +77,9 @@ class Clock:
         """Returns the tick to propose now, or None if none is worth it. O(1); does not block.
 
         A tick is worth it if a key or a session is due, or if something has a deadline and the clock is ``idle_ms``
-        late; but not if one was made less than ``interval_ms`` ago. What became of that one does not matter: a lost
-        tick is followed by the next, and one that is applied twice does nothing.
+        late; but not if one was made less than ``interval_ms`` ago (a twentieth of that, while a limit leaves due
+        keys). What became of that one does not matter: a lost tick is followed by the next, and one that is applied
+        twice does nothing.
 
         Raises ``ClockJumpError`` instead of returning a tick that would move the clock by more than ``max_jump_ms``,
         relative to the machine's clock, the earliest deadline, or the time of an earlier ``poll`` that was no leap,
@@ -116,7 +117,7 @@ class Clock:
         return max(1, self._interval_ms // PAUSES_OF_A_BACKLOG) if is_backlog else self._interval_ms
 
     def _is_behind(self, now: int, clock: int) -> bool:
-        """Returns whether to move the clock although nothing is due; never by a leap, which is not worth the risk."""
+        """Returns whether to move the clock although nothing is due; only before the first tick may that be a leap."""
         return now - clock >= self._idle_ms and (clock == 0 or not self._is_leap(now, max(clock, self._followed)))
 
     def _is_leap(self, now: int, known: int) -> bool:

@@ -18,13 +18,14 @@ class FastsmError(Exception):
 
 
 class NotRunningError(FastsmError):
-    """The call needs a running state machine; this one is stopped, closed, or a forked child's copy."""
+    """The state machine, log, watch or node of this call is stopped, closed, or a forked child's copy."""
 
 
 class ReentryError(FastsmError, RuntimeError):
     """A signal handler, a finalizer or a callback tried to write while its own thread was in the middle of a write.
 
-    Nothing was changed. Only :meth:`FastStateMachine.close` is never refused.
+    Or it needed a module while its own thread was in the middle of importing it. Nothing was changed. Only ``close`` is
+    never refused.
     """
 
 

@@ -73,8 +73,8 @@ class FastStateMachine(Engine, StateMachine):
       bytes.
 
     - ``procedures``: functions marked with :func:`fastsm.procedure`, for :func:`fastsm.call`, the same on every
-      replica. ``check_procedures``, for tests, runs each call twice: if the two results differ, that is a
-      ``ProcedureError``.
+      replica. ``check_procedures``, for tests, runs each call twice: if the two results, or the writes, differ, that
+      is a ``ProcedureError``.
 
     Raises ``LockedError``, ``CorruptionError``, ``FormatVersionError``, ``StorageError``; ``SnapshotError`` for
     ``snapshot_compress="zstd"`` without Zstandard. Thread safe. After a failed sync the machine is poisoned: reads
@@ -240,7 +240,7 @@ class FastStateMachine(Engine, StateMachine):
                     undisturbed(self._turns.lent(self._end), needs_thread=False)
 
     def _end(self) -> None:
-        """Takes the last steps of a close, in the writer\'s turn; no signal handler interrupts them."""
+        """Takes the last steps of a close, in the writer's turn; no signal handler interrupts them."""
         try:
             self._verifying.stop()
             if not self._corrupt():
@@ -257,7 +257,7 @@ class FastStateMachine(Engine, StateMachine):
         await close_off_loop(self)
 
     def _close_late(self) -> None:
-        """Closes the machine, after the interrupted calls that it had to wait for; their results do not change.
+        """Closes the machine, after the interrupted calls that the close had to wait for; their results do not change.
 
         An error of the close is raised by the next call of :meth:`close`.
         """
@@ -471,9 +471,9 @@ class FastStateMachine(Engine, StateMachine):
         then, with bytes of records; the total is an estimate.
 
         The file is written completely or not at all. On return it is durable, and so is everything up to
-        ``last_included`` in the state's own directory, with the metadata if newer than what was recorded: the host may
-        drop its log up to there. Replicas at the same entry write equal files, given equal attachments and no
-        compression.
+        ``last_included`` in the state's own directory, with the metadata if newer than what was recorded (without room
+        for it, a warning is logged instead): the host may drop its log up to there. Replicas at the same entry write
+        equal files, given equal attachments and no compression.
 
         O(bytes of base and log), concurrent with apply and get, neither of which waits. Memory: one bit per 16 of those
         bytes, and a piece of at most 8 MiB; if entries were applied after ``last_included``, also some 20 bytes for
@@ -499,8 +499,9 @@ class FastStateMachine(Engine, StateMachine):
         ``path``: the file, which is not changed, or the directory that contains it. ``metadata``: what the host was
         told about the snapshot; with None, the file's own is used. Checks, in this order: format and version
         (``SnapshotFormatError``, ``FormatVersionError``), the checksum against the file and against ``metadata``
-        (``ChecksumMismatchError``), and that the snapshot is not older than ``last_applied()`` (``StaleSnapshotError``,
-        unless ``allow_older``). After any error or crash the old state is intact.
+        (``ChecksumMismatchError``), that the snapshot is not older than ``last_applied()`` (``StaleSnapshotError``,
+        unless ``allow_older``), and that its terms do not contradict those of the entries applied here
+        (``OrderError``). After any error or crash the old state is intact.
 
         Earlier views and iterators stay valid and unchanged. Ends running snapshots and compactions. O(size); reads and
         writes go on until the final step. ``progress(done, total)`` reports the copying, in bytes.

@@ -177,7 +177,7 @@ def answer_of_error(called: Procedure, error: Exception, trouble: BaseException 
 def add_error(key: bytes, value: bytes | None, size: int, initial: int, delta: int, reason: str) -> ValueError:
     """Returns the error of a ``tx.add`` that is refused; its message is the same on every replica.
 
-    ``value``: the present value of ``size`` bytes, of which only as many are needed as a number has; None: no value.
+    ``value``: the present value, or its first ``LONGEST_NUMBER`` bytes; None: no value. ``size``: that of all of it.
     """
     name = _shorten.repr(key)
     if reason == "overflow":

@@ -7,10 +7,10 @@ import sys
 
 
 def replace_closed_streams() -> None:
-    """Replaces closed standard streams by descriptors that can be neither read nor written.
+    """Replaces closed standard streams: the input by one that cannot be read, outputs by ones that cannot be written.
 
-    Otherwise the next file that is opened, such as a state's, would become the standard output. Printing then fails
-    with EBADF, as it would in C.
+    Otherwise the next file that is opened, such as a state's, would become the standard output. Printing to the
+    standard output then fails with EBADF, as it would in C; messages to the standard error are dropped.
     """
     for number, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
         try:

@@ -16,7 +16,7 @@ class StateMachine(ABC):
     A Raft library types against this class, and any class may implement it;
     :class:`fastsm.FastStateMachine` and :class:`fastsm.MemoryStateMachine` do. A state machine is
     deterministic: equal sequences of entries give equal states and results on every replica.
-    (The Rust trait of the same name and shape is d-engine's.)
+    (d-engine, a Raft library in Rust, has a trait of the same name and shape.)
     """
 
     __slots__ = ("__weakref__",)
@@ -49,9 +49,9 @@ class StateMachine(ABC):
     async def apply_chunk(self, chunk: Sequence[Entry | tuple[int, int, bytes]]) -> list[Result]:
         """Applies committed entries, all or none; returns one result for each.
 
-        True: it took effect. False: a compare-and-swap or a batch did not match. None: it was applied before, and is
-        skipped. An ``Answer``: its command has one. Raises ``OrderError`` or ``CommandError``; then nothing was
-        applied.
+        True: it took effect. False: a compare-and-swap or a batch did not match, or the key of a touch or the session
+        of a forget does not exist. None: it was applied before, and is skipped. An ``Answer``: its command has one.
+        Raises ``OrderError``, ``CommandError`` or ``ProcedureError``; then nothing was applied.
         """
 
     @abstractmethod

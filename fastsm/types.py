@@ -35,7 +35,7 @@ class LogId(NamedTuple):
 
 
 def log_id_text(log_id: LogId | None) -> str:
-    """Formats an id, as ``"entry 1,200 of term 3"``."""
+    """Formats an id, as ``"entry 1,200 of term 3"``; ``"nothing"`` for ``LogId(0, 0)``, ``"none"`` for None."""
     if log_id is None:
         return "none"
     return f"entry {log_id.index:,} of term {log_id.term:,}" if log_id != LogId() else "nothing"

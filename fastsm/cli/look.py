@@ -78,7 +78,7 @@ def get(
     coded: Coded = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print the value of a key, byte for byte. Status 1 if there is no such key.
+    """Print the value of a key: byte for byte in a pipe, as text in a terminal. Status 1 if there is no such key.
 
     Example: `fastsm get /var/lib/node/state color`
     """

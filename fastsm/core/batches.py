@@ -80,7 +80,10 @@ class BatchThread(ServingThread, Generic[T]):
 
     @abstractmethod
     def _outcomes(self, batch: list[T]) -> Iterable[tuple[asyncio.AbstractEventLoop, Callable[[], None]]]:
-        """Returns each answer, with the event loop that is to run it. Both may be repeated, if memory fails."""
+        """Returns each answer, with the event loop that is to run it.
+
+        If memory fails, this is called again for the same batch, and an event loop may run an answer twice.
+        """
 
     def _tell_to_end(self) -> None:
         self._queue.put(None)

@@ -1,4 +1,6 @@
-"""One chunk being applied: decoded, checked, judged, laid out. Nothing outside this object is changed.
+"""One chunk being applied: decoded, checked, judged, laid out.
+
+Outside this object, only the state's `runs` are changed, which the caller rewinds if the chunk fails.
 
 Operations become steps, in order. Puts, deletes and no-ops are written as they are. A chunk with any other command is
 judged first, against a view of the state (modules `judging`, `view`); its steps are then replaced by what it writes.

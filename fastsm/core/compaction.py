@@ -134,7 +134,7 @@ class Compaction:
     def _build_next(
         self, engine: Engine, number: int, base: Base, old: Log, carried: int, job: Job
     ) -> tuple[Log, Index, int]:
-        """Returns the next generation, synced, and the offset in the old log up to which it was carried over."""
+        """Returns the next generation, synced, and the offset in the old log up to which frames were carried over."""
         try:
             changes = changes_of(old.mapping, carried, base.last_included.index)
             log = Log.create(self._generations.directory, number, base, changes)

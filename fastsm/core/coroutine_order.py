@@ -141,7 +141,7 @@ class OrderedWorker:
         turns.keep_no_more()
 
     def _serve(self, turns: Turns, job: Job) -> None:
-        """Takes the steps of a job that are left. A step that finds no memory is repeated."""
+        """Takes the remaining steps of a job. A step that finds no memory is repeated."""
         if job.step == WAITS:
             turns.serve(job.place)
             job.step = HAS_TURN

@@ -1,4 +1,4 @@
-"""Apply and get: the operations that must be fast, with one writer at a time.
+"""Apply, which must be fast, by one writer at a time. (`get`, its counterpart, is in module `state`.)
 
 Nothing of a chunk is visible before everything about it is certain:
 
@@ -155,12 +155,13 @@ cdef class Engine(HardState):
         """Applies committed entries, all or none. O(operations).
 
         `chunk`: a sequence of `Entry` or plain tuples `(index, term, command)`. Indexes rise strictly and terms
-        never fall. Entries at or below `last_applied()` are skipped. The first entry that is not skipped must have the
-        next index (with `contiguous=False`: any higher one).
+        never fall. Entries at or below `last_applied()` are skipped. Each entry that is not skipped must have the next
+        index (with `contiguous=False`: any higher one).
 
-        Returns a list with one result per entry: True if it took effect, False if a compare-and-swap or a batch did not
-        match, None if it was skipped, an `Answer` if its command has one. Durable on return with `sync="apply"`,
-        otherwise after the next `flush`. Readers see the state before the chunk or after it, never in between.
+        Returns a list with one result per entry: True if it took effect; False if a compare-and-swap or a batch did not
+        match, or if the key of a touch or the session of a forget does not exist; None if it was skipped; an `Answer`
+        if its command has one. Durable on return with `sync="apply"`, otherwise after the next `flush`. Readers see the
+        state before the chunk or after it, never in between.
 
         Raises `OrderError`, `CommandError`, `ProcedureError`, `StorageError`, `NotRunningError`; then nothing of the
         chunk was applied. Thread safe; concurrent calls take turns.

@@ -164,7 +164,7 @@ cdef class Filling:
 cdef void sort_places(uint64_t *places, uint64_t *other, size_t count) noexcept nogil:
     """Sorts places with a byte-wise radix sort, least significant byte first; `other` is scratch room of equal size.
 
-    Places are multiples of 8, and high bytes are mostly equal, so usually only four or five bytes need a pass.
+    Places are multiples of 8, and high bytes are zero in all of them, so usually only four or five bytes need a pass.
     """
     cdef uint64_t starts[256]
     cdef uint64_t *source = places

@@ -14,8 +14,8 @@ class Policy(NamedTuple):
     """Calls for compaction when the dead bytes exceed both ``ratio`` times the live bytes and ``floor``.
 
     Dead bytes that cannot be freed yet, because they are among the retained entries, are not counted again: the next
-    compaction waits until as many more bytes are dead. Disk use stays within (1 + ratio) times the live bytes, plus
-    what is retained or the floor.
+    compaction waits until as many more bytes are dead. Between compactions, disk use stays within (1 + ratio) times the
+    live bytes, plus the floor, plus what is retained.
     """
 
     enabled: bool = True

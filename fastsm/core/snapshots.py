@@ -102,7 +102,10 @@ class Snapshots:
 
 
 def record(engine: Engine, metadata: SnapshotMetadata, path: str) -> None:
-    """Writes a frame of a snapshot's metadata, if newer, and of what no frame carries yet; in the writer's turn."""
+    """Writes a frame of a snapshot's metadata, if newer, and of what no frame carries yet; in the writer's turn.
+
+    If there is no room for the metadata alone, only a warning is logged.
+    """
     if engine._log.read_only:
         return
     known = engine.snapshot_metadata()

@@ -45,7 +45,8 @@ cdef class Timed(Ordered):
     def next_deadline(self):
         """Returns the earliest deadline of all keys and sessions, in milliseconds since 1970, or None. Usually O(1).
 
-        A tick with that time removes something. The deadline may be at or before the clock, if a tick had a limit.
+        A tick with that time removes something. The deadline may be at or before the clock, if a tick had a limit, or
+        if it was set after the clock had passed it.
         """
         cdef uint64_t earliest
         cdef Index index

@@ -129,8 +129,8 @@ cdef class Turns:
     def step_aside(self, function):
         """Returns True if this thread will call `function()`, a close, as soon as it holds nothing any more.
 
-        Returns False if the caller may go on. An interrupted call of this thread that waits for the turn then gets a
-        `NotRunningError`.
+        Returns False if the caller may go on. In both cases, an interrupted call of this thread that waits for the turn
+        gets a `NotRunningError`.
         """
         cdef unsigned long thread = PyThread_get_thread_ident()
         cdef Place place

@@ -27,7 +27,7 @@ class Verifying:
         self.background: BackgroundVerification | None = None
 
     def start(self, engine: Engine) -> None:
-        """Starts checking all bytes in the background; the next call of the machine raises the damage found."""
+        """Starts checking all bytes in the background; a call after damage is found raises the error."""
         epoch, log, _, _ = engine._standing()
         machine = weakref.ref(engine)
 

@@ -341,7 +341,7 @@ cdef class PendingView:
 
 
 cdef bint parse_number(const uint8_t *text, uint32_t size, int64_t *number) noexcept nogil:
-    """Parses an integer as `add` writes it: only a minus sign, no leading zeros, 64 bits. Returns whether it is one."""
+    """Parses an integer as `add` writes it: no plus sign, no leading zeros, 64 bits. Returns whether it is one."""
     cdef uint64_t magnitude = 0
     cdef bint negative = size > 0 and text[0] == b"-"
     cdef uint32_t first = 1 if negative else 0

@@ -29,7 +29,10 @@ class LogEngine:
         """The term of the last entry; in an empty log, of the entry after which it begins (0 at first)."""
     @property
     def durable_index(self) -> int:
-        """The last entry that would survive a power loss now. Only a truncation makes it fall."""
+        """The last entry that would survive a power loss now.
+
+        It falls only with a truncation, or when `compact` drops entries of another history.
+        """
     def term(self, index: int, /) -> int | None:
         """Returns the term of an entry, or None if the log does not have it.
 
@@ -41,7 +44,8 @@ class LogEngine:
 
         `max_bytes`: only as many entries as have commands of at most this size in total, but at least one. Raises
         `CompactedError` if `first` is before `first_index`; its `oldest` is the first entry that can be read. All
-        entries are from one moment of the log, which other threads may change meanwhile. O(what is returned).
+        entries are from one moment of the log, which other threads may change meanwhile. O(what is returned), plus
+        eight bytes to copy for each existing entry from `first` to `last`.
         """
     def hard_state(self) -> tuple[int, bytes | None]:
         """Returns `(term, voted_for)` as last saved and durable; `(0, None)` at first."""
@@ -58,12 +62,12 @@ class LogEngine:
         After a crash, a prefix of what was not synced may remain.
         """
     def truncate_after(self, index: int) -> None:
-        """Removes the entries after `index`; does nothing if there are none. O(1), durable after `sync`.
+        """Removes the entries after `index`; does nothing if there are none. O(segments), durable after `sync`.
 
         `index` may be the one after which the log begins: then no entries are left. Below that: `OrderError`.
         """
     def compact(self, up_to: LogId | tuple[int, int]) -> None:
-        """Drops the entries up to `up_to`, a `LogId`, which a snapshot contains. O(1), durable after `sync`.
+        """Drops the entries up to `up_to`, a `LogId`, which a snapshot contains. O(segments), durable after `sync`.
 
         If the log does not have that very entry (a snapshot was installed), all entries are dropped, and the log begins
         after it. Does nothing if entries up to there were compacted already; a term below that of the last compacted

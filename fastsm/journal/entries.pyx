@@ -76,7 +76,7 @@ cdef class Entries:
     cdef Reading hold(self, uint64_t index, uint64_t stop, uint64_t most_bytes):
         """Returns the existing entries in [index, stop) whose commands have at most `most_bytes` in total.
 
-        The first one is returned even if it is larger. O(what is returned).
+        The first one is returned even if it is larger. O(entries in [index, stop)), also those that are left out.
         """
         cdef Reading reading = Reading()
         cdef list segments = self.segments[:]  # not list(): without memory CPython's loses a reference to its argument

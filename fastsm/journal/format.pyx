@@ -86,7 +86,7 @@ cdef void write_item(uint8_t *frame, const Item *item) noexcept nogil:
 
 
 cdef void write_item_head(uint8_t *frame, const Item *item) noexcept nogil:
-    """Writes the same without the data and the padding: the first ITEM_DATA bytes."""
+    """Writes what `write_item` writes, without the data and the padding: the first ITEM_DATA bytes."""
     (<uint64_t *>(frame + FRAME_LENGTH))[0] = item_length(item.size)
     (<uint64_t *>(frame + ITEM_INDEX))[0] = item.index
     (<uint64_t *>(frame + ITEM_TERM))[0] = item.term

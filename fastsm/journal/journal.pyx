@@ -49,7 +49,7 @@ cdef class Journal(RecoveredSegments):
     - `durable`: the caller syncs what it appends before promising it to anyone, so no frames after which a later
       segment was begun can be torn: a torn one is a `CorruptionError`.
     - `read_only`: for tools. Takes no lock, writes nothing, and is safe next to a running owner; shows the log as of
-      the call. A directory in which no log was begun has no segment.
+      the call. If no log was begun in the directory, `is_begun` is False.
 
     Raises `LockedError`, `CorruptionError`, `FormatVersionError`, `StorageError`. After a failed sync nothing more is
     written. Thread safety: one thread at a time may change it, except that `prepare` and `remove_retired` may be called
@@ -203,7 +203,10 @@ cdef class Journal(RecoveredSegments):
         return 0
 
     cdef int go_on(self, uint64_t first, uint64_t border_term) except -1:
-        """Continues in a new segment, keeping entries from `first` on. `prepare` makes the file in advance. O(1)."""
+        """Continues in a new segment, keeping entries from `first` on. `prepare` makes the file in advance.
+
+        O(segments); with `durable`, what no sync covers yet is synced first.
+        """
         self.begin_step()
         try:
             if self.durable:

@@ -157,7 +157,10 @@ cdef class RecoveredSegments(Segments):
                 self.directory.close_file(descriptor)
 
     def take_segments(self, start):
-        """Takes over the segments from `start` on; returns the position of the one that should be the last, or None."""
+        """Takes over the segments from `start` on.
+
+        Returns the position of the segment that has to become the last one, or None if that is the last one already.
+        """
         cdef Segment segment
         self.start_over(1)
         for position in range(start, len(self.segments)):
@@ -212,7 +215,10 @@ cdef class RecoveredSegments(Segments):
             step_over(walk, frame)
 
     def continues(self, Segment segment, Segment following):
-        """Returns whether the next segment was begun where this one ends; `CorruptionError` if that was promised."""
+        """Returns whether the next segment was begun where this one ends; if not, frames of this one are lost.
+
+        `CorruptionError` if these were durable, or if the two segments belong to different histories.
+        """
         cdef const uint8_t *frame = following.frame_of(LOG_HEADER_SIZE, following.known_chain)
         if frame == NULL:
             following.end_of_torn_tail(LOG_HEADER_SIZE)
@@ -265,7 +271,7 @@ cdef class RecoveredSegments(Segments):
             segment.finish_recovery(segment.end, segment.durable, torn_end)
 
     cdef int note_durable_entries(self) except -1:
-        """Finds the last entry that was synced, as far as frames tell; without `durable` segments, it is unknown.
+        """Finds the last entry that was synced, as far as frames tell; unknown without `durable`, except to tools.
 
         O(log entries): the entries of the newest segment are in order.
         """

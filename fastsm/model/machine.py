@@ -427,7 +427,7 @@ class MemoryStateMachine(StateMachine):
         """Replaces the state with a snapshot's; ``path`` is its file, or the directory that contains it.
 
         With ``metadata=None`` the file's own is used. Raises ``SnapshotFormatError``, ``ChecksumMismatchError``,
-        ``StaleSnapshotError``; then the old state is intact.
+        ``StaleSnapshotError``, ``OrderError``; then the old state is intact.
         """
         self._require()
         if metadata is not None:

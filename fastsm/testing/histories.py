@@ -16,9 +16,9 @@ TEXTS = (b"0", b"7", b"-41", b"01", b"-0", b"9223372036854775807", b"92233720368
 
 
 class History:
-    """Entries of every kind in terms that rise now and then, with the expected results and values.
+    """Entries in terms that rise now and then, with the expected results and values.
 
-    These are the commands that give True or False: put, delete, compare_and_swap, noop, config, batch.
+    The commands are put, delete, compare_and_swap, noop, config and batches of these, which all give True or False.
     """
 
     def __init__(self, seed: int, length: int) -> None:

@@ -241,7 +241,7 @@ class RaftLogConformance:
     # ---- durable ----------------------------------------------------------------------------------------
 
     def test_a_sync_makes_everything_durable(self, raft_log: Any) -> None:
-        """``durable_index`` reaches the last entry with a sync, and falls only with a truncation."""
+        """``durable_index`` reaches the last entry with a sync; a compaction keeps it, a truncation makes it fall."""
         filled(raft_log, 1, 1, 1).sync()
         assert raft_log.durable_index == 3, "durable_index is not the last entry after a sync"
         raft_log.compact(LogId(2, 1))

@@ -281,7 +281,7 @@ def memory_of(name: str, directory: Path) -> float:
 
 
 def print_memory(name: str, directory: str) -> None:
-    """Fills a store, and prints the memory that this took. To be called in a process of its own."""
+    """Fills a store, and prints the memory that this took per key, in bytes. To be called in a process of its own."""
     kind = next(kind for kind in stores() if kind.name == name)
     store = kind(Path(directory))
     source = random.Random(2)
@@ -323,7 +323,7 @@ def as_json(found: list[Measured]) -> str:
 
 
 def number_text(value: float) -> str:
-    """Formats a number with three digits, without an exponent."""
+    """Formats a number with three significant digits; from 1,000 on, as a whole number."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 

@@ -250,10 +250,11 @@ class SnapshotReport:
 # ---- look --------------------------------------------------------------------------------------------
 
 def inspect(path: str | os.PathLike[str]) -> DirectoryReport | SnapshotReport | LogReport:
-    """Returns what a directory or a snapshot's file contains. O(log), or O(saved table); O(runs) for a snapshot.
+    """Returns what a directory or a snapshot's file contains. O(log), or O(saved table).
 
-    Damage found on the way becomes the report's ``problem``. Raises ``StorageError`` if there is nothing to examine,
-    and ``SnapshotFormatError`` for a file that is not a snapshot.
+    For a snapshot O(runs), or O(size) if it is compressed; for a Raft log O(bytes). Damage found on the way becomes the
+    problem of a directory's report. Raises ``StorageError`` if there is nothing to examine, and ``SnapshotFormatError``
+    for a file that is not a snapshot.
     """
     path = os.fsdecode(path)
     if is_raft_log(path):

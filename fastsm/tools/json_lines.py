@@ -261,7 +261,7 @@ def load(path: str | os.PathLike[str], lines: Iterable[bytes]) -> tuple[LogId, i
 
 
 class _Unsaid:
-    """What no command can express: what is remembered of sessions; a clock that moves without removing keys."""
+    """What is not loaded as commands: what is remembered of sessions, which no command can express, and the clock."""
 
     def __init__(self, clock: int) -> None:
         self.sessions: dict[int, tuple[int, bytes]] = {}

@@ -95,7 +95,7 @@ def examine(path: str | os.PathLike[str]) -> Damage | None:
 
 
 def repair(path: str | os.PathLike[str]) -> tuple[Damage, str | None] | None:
-    """Repairs a directory; returns what was wrong, and the path of the old log. None: nothing was wrong.
+    """Repairs a directory; returns what was wrong, and the old log's new path, if any. None: nothing was wrong.
 
     Makes a new generation from what is intact, next to the old one, whose files are set aside under other names:
     nothing is destroyed, and the disk needs room for both. A crash in between leaves the directory as it was, or half
@@ -420,7 +420,10 @@ class _Patient:
             offset = self.directory.write_paced(target, piece, offset)
 
     def last_metadata(self, log: Log, end: int, kept: LogId) -> SnapshotMetadata | None:
-        """Returns the newest snapshot metadata in frames up to ``end`` that the state is not older than."""
+        """Returns the newest snapshot metadata in frames up to ``end`` whose snapshot is not newer than the state.
+
+        ``NO_SNAPSHOT`` if all of the snapshots are newer; None if no frame has any metadata.
+        """
         buffer = memoryview(log.mapping)[log.start :]
         offset, found = headers.LOG_HEADER_BYTES, None
         while offset < end:

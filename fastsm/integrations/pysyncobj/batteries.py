@@ -105,7 +105,7 @@ class FastDict(Battery):
         return default if data is None else self._values.decode(data)
 
     def __len__(self) -> int:
-        """Returns the number of items. O(log n), once the state machine has its keys in order."""
+        """Returns the number of items. O(items), a few nanoseconds each, once the keys of the machine are in order."""
         return self._machine().count(prefix=self.prefix)
 
     def __contains__(self, key: Any) -> bool:
@@ -213,7 +213,7 @@ class FastSet(Battery):
         return {self._items.decode(key) for key, _ in self._pairs()}
 
     def __len__(self) -> int:
-        """Returns the number of items. O(log n), once the state machine has its keys in order."""
+        """Returns the number of items. O(items), a few nanoseconds each, once the keys of the machine are in order."""
         return self._machine().count(prefix=self.prefix)
 
     def __contains__(self, item: Any) -> bool:

@@ -2,8 +2,9 @@
 
 Most are private, so they are checked, with their signatures, before a node is made.
 
-All times in the integration are from ``pysyncobj.monotonic``. It is not ``time.monotonic``, which is adjusted to real
-time, but the raw clock: after a month they differ by seconds, which must not delay a heartbeat.
+All times in the integration, except those of held locks, are from ``pysyncobj.monotonic``. It is not
+``time.monotonic``, which is adjusted to real time, but the raw clock: after a month they differ by seconds, which must
+not delay a heartbeat.
 """
 
 from __future__ import annotations

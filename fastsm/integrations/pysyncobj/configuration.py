@@ -24,10 +24,10 @@ class DumpPolicy(NamedTuple):
     It does so if, since its last snapshot,
 
     - the journal has grown by ``journal_bytes``, and by ``ratio`` times the size of that snapshot; or
-    - the journal has reached ``entries``; or ``most_seconds`` have passed and anything was applied (None: never);
+    - the journal has ``entries`` entries; or ``most_seconds`` have passed and anything was applied (None: never);
 
-    but at most every ``least_seconds``. Nodes of one cluster differ by a few percent, so that they do not all do it at
-    the same time.
+    but at most every ``least_seconds``. The nodes of one cluster do it at 100, 90, 80, 70 and 60 percent of these
+    sizes, so that they do not all do it at the same time.
 
     - ``trailing_entries``: this many entries before a snapshot are kept: a follower that lags less needs no snapshot.
       (A leader also keeps what its connected followers lack, as long as the journal is not too large.)
@@ -65,9 +65,9 @@ def policy_of(conf: Any, policy: DumpPolicy | None) -> DumpPolicy:
     """Returns the policy that a node was given, or the one that its configuration describes.
 
     ``logCompactionMinEntries`` and ``logCompactionMinTime`` mean the same as in PySyncObj: a node dumps when its
-    journal has that many entries, or when its last dump is that old. Half of the entries are kept for followers that
-    lag. ``useFork`` and ``logCompactionSplit`` need no counterpart: nothing is forked, and nodes do not all dump at the
-    same time.
+    journal has that many entries, or when its last dump is that old. Half of the entries, at most 100,000, are kept for
+    followers that lag. ``useFork`` and ``logCompactionSplit`` need no counterpart: nothing is forked, and nodes do not
+    all dump at the same time.
     """
     usual = SyncObjConf()
     given = [name for name in OF_DUMPS if getattr(conf, name) != getattr(usual, name)]

@@ -1,6 +1,7 @@
 """A node's snapshots: when one is written, how it is sent to a follower, how it is installed.
 
-All work is done on separate threads, which the tick thread starts, and whose ends it handles.
+Snapshots are written and installed on separate threads, which the tick thread starts, and whose ends it handles. The
+tick thread itself pickles what a snapshot has besides the state machine's state, and sends and receives pieces.
 """
 
 from __future__ import annotations

@@ -36,6 +36,8 @@ class UnreadableItemError(FastsmError):
 class SubmitError(FastsmError, SyncObjException):  # type: ignore[misc]  # PySyncObj has no types
     """A command has no result. ``errorCode`` is one of ``pysyncobj.FAIL_REASON``, or ``"Timeout"``, as in PySyncObj.
 
+    For a call with ``sync`` in the tick thread, which is refused, it is a sentence that says so.
+
     After ``QUEUE_FULL``, ``MISSING_LEADER``, ``NOT_LEADER``, ``REQUEST_DENIED`` and ``DISCARDED`` it was not applied;
     after a timeout, ``LEADER_CHANGED`` and ``UNKNOWN_OUTCOME`` it may have been applied, or may still be.
     """

@@ -89,7 +89,8 @@ class FastLockManager:
     counts the time since its own request: ``isAcquired`` is True only if both agree. So two managers never have a lock
     at the same time, however far the nodes' clocks differ, even if a node is suspended or cut off. (What a process does
     after it has called ``isAcquired`` is at its own risk: it may be suspended right then.) The lock of a manager that
-    has died becomes free after between one and one and a half times ``autoUnlockTime``.
+    has died becomes free between one and one and a half times ``autoUnlockTime`` after it was last renewed; time
+    without a leader does not count.
 
     All managers of one name must have the same ``autoUnlockTime``. Without ``selfID`` a manager gets a unique id. Its
     thread ends with :meth:`destroy`, with the manager, and with the thread that made it.
@@ -118,7 +119,7 @@ class FastLockManager:
             end.set()
 
     def _prolongate_now(self) -> bool:
-        """Reports that the holder of its locks is alive, if it has any; returns whether that succeeded."""
+        """Submits a renewal of the manager's locks, if it has any; returns False if the node cannot submit now."""
         node = self._locks._syncObj
         if node is None or node._getLeader() is None:
             return False

@@ -97,9 +97,10 @@ class ReplicatedStateMachine(Shorthands, Dumping):
       the tick thread. (The batteries of fastsm have theirs in the state machine.)
     - ``policy``: a :class:`DumpPolicy`; without one, ``conf.logCompaction…`` determines when to dump, if it is set.
     - ``on_failure(error)``: called once, in the tick thread, when the node stops because it cannot continue.
-    - ``on_change(changes)``: called in the tick thread with a list of :class:`Change` for each chunk that was applied,
-      in order, before the callers that wait for its entries are told; with None when a snapshot from the leader has
-      replaced the state, so that anything may have changed. Changes from before a restart are not repeated.
+    - ``on_change(changes)``: called in the tick thread with a list of :class:`Change` for each chunk that has changed
+      keys, in order, before the callers that wait for its entries are told; with None when anything may have changed:
+      a snapshot from the leader has replaced the state, or compactions have removed a chunk's records before they were
+      read. Changes from before a restart are not repeated.
     - ``clock``: called with the state machine to make the ``fastsm.Clock`` by which this node proposes ticks while it
       is the leader and something has a deadline; None: it proposes none.
     - ``nodeClass``, ``transportClass``: as in PySyncObj; the transport is a subclass of ``TCPTransport``.

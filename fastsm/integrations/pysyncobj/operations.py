@@ -247,7 +247,7 @@ def locks_pass(tx: Tx, prefix: bytes, term: bytes, counted: bytes, most: bytes) 
 
 
 def lock_take(tx: Tx, prefix: bytes, key: bytes, holder: bytes, lease: bytes) -> int:
-    """Takes a lock; returns its entry, a unique token, or 0 if another holder has it."""
+    """Takes a lock; returns the index of this entry, which is a unique token; 0 if another holder has the lock."""
     found = tx.get(key)
     if found is not None and lock_of(found).holder != holder:
         return 0
@@ -262,7 +262,7 @@ def locks_keep(tx: Tx, prefix: bytes, holder: bytes, lease: bytes) -> None:
 
 
 def lock_give_back(tx: Tx, key: bytes, holder: bytes, token: bytes) -> None:
-    """Gives back a lock if it was acquired by the entry ``token``: this may arrive late. 0: by any entry."""
+    """Gives back a lock that the entry ``token`` took (0: any entry), not one that was taken again in the meantime."""
     found = tx.get(key)
     if found is not None and lock_of(found).holder == holder and int(token) in (0, lock_of(found).token):
         tx.delete(key)

@@ -5,8 +5,9 @@
     snapshot   the node's own newest dump
     incoming   the newest snapshot from a leader
 
-The invariant, which is checked before PySyncObj starts: the journal begins at or before the newest snapshot, the
-snapshot is not newer than the state, and all of them agree on the terms of the entries.
+The invariant, which is checked before PySyncObj starts: the journal has every entry after the newest snapshot (or, if
+there is no state besides the state machine's, after the last applied entry), the snapshot is not newer than the state,
+and all of them agree on the terms of the entries.
 """
 
 from __future__ import annotations

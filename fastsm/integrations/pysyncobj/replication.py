@@ -4,7 +4,7 @@ It works as in PySyncObj, with these differences:
 
 - If a follower's journal does not match, the leader continues after what the follower has applied: that part is equal.
 - Entries that a follower already has are not removed and rewritten, so entries that it has acknowledged stay.
-- A follower's commit index never passes entries that it has compared with its leader's.
+- A follower's commit index never goes beyond the entries that it has compared with its leader's.
 - A reply counts only in the term in which it was made, and a reply to an older message does not move the leader back.
 - Entries of any size arrive complete.
 - All commands that are queued when a tick begins are sent together, instead of in a message each; a follower does not

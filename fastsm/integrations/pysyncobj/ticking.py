@@ -24,7 +24,7 @@ class Timer(Protocol):
 
 
 class LeadersClock:
-    """Polls a ``Clock`` no more often than it requests. Logs its exceptions once, until it makes a tick again.
+    """Polls a ``Clock`` no more often than the clock requests. Logs the first of its exceptions in a row.
 
     An exception means that the clock refuses a leap, or that the user's ``now`` fails: no reason for a node to stop.
     """

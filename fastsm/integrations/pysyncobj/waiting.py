@@ -27,7 +27,7 @@ Callback = Callable[[Any, Any], None]
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Returns whether it is Ctrl-C, which arrives only in the main thread; elsewhere it is an error like any other."""
+    """Returns whether an error is Ctrl-C, which arrives only in the main thread; elsewhere it is like any other."""
     return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 
@@ -88,7 +88,7 @@ class Pending:
 
 
 class Waiting:
-    """All commands of a node that wait for their answers. Answered ones take no memory. Thread safe."""
+    """All commands of a node that wait for their answers; also the deadlines of some answered ones. Thread safe."""
 
     def __init__(self) -> None:
         # Guards the deadlines; reentrant: a signal handler may submit in the middle of `add`
