@@ -44,8 +44,7 @@ class LogEngine:
 
         `max_bytes`: only as many entries as have commands of at most this size in total, but at least one. Raises
         `CompactedError` if `first` is before `first_index`; its `oldest` is the first entry that can be read. All
-        entries are from one moment of the log, which other threads may change meanwhile. O(what is returned), plus
-        eight bytes to copy for each existing entry from `first` to `last`.
+        entries are from one moment of the log, which other threads may change meanwhile. O(what is returned).
         """
     def hard_state(self) -> tuple[int, bytes | None]:
         """Returns `(term, voted_for)` as last saved and durable; `(0, None)` at first."""

@@ -177,8 +177,7 @@ cdef class LogEngine:
 
         `max_bytes`: only as many entries as have commands of at most this size in total, but at least one. Raises
         `CompactedError` if `first` is before `first_index`; its `oldest` is the first entry that can be read. All
-        entries are from one moment of the log, which other threads may change meanwhile. O(what is returned), plus
-        eight bytes to copy for each existing entry from `first` to `last`.
+        entries are from one moment of the log, which other threads may change meanwhile. O(what is returned).
         """
         cdef Reading reading
         cdef Journal log = self._log
@@ -457,12 +456,12 @@ cdef class LogEngine:
         cdef list segments
         cdef uint64_t first, last, term, durable, size, syncs
         cdef size_t count
-        cdef double seconds = 0
+        cdef double seconds
         self.require()
         segments = log.segments[:]
         first, last, term, count = log.first, log.last(), log.last_term(), log.count
         durable = min(log.synced, last)
-        size = syncs = 0
+        size, syncs, seconds = 0, log.retired_syncs, log.retired_seconds
         for segment in segments:
             size += segment.end
             syncs += segment.sync_count

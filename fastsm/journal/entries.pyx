@@ -76,12 +76,12 @@ cdef class Entries:
     cdef Reading hold(self, uint64_t index, uint64_t stop, uint64_t most_bytes):
         """Returns the existing entries in [index, stop) whose commands have at most `most_bytes` in total.
 
-        The first one is returned even if it is larger. O(entries in [index, stop)), also those that are left out.
+        The first one is returned even if it is larger. O(what is returned).
         """
         cdef Reading reading = Reading()
         cdef list segments = self.segments[:]  # not list(): without memory CPython's loses a reference to its argument
         cdef uint64_t size = 0
-        cdef size_t position, count
+        cdef size_t position, count, i
         # From here to the return no object is made: a garbage collection could run code that changes the log.
         reading.segments = segments
         stop = min(stop, self.first + self.count)
@@ -89,18 +89,17 @@ cdef class Entries:
             return reading
         position = index - self.first
         count = stop - index
+        if most_bytes != <uint64_t>-1:
+            for i in range(count):
+                size += item_size(self.frames[self.head + position + i])
+                if size > most_bytes and i:
+                    count = i
+                    break
         reading.frames = <const uint8_t **>malloc(count * sizeof(uint8_t *))
         if reading.frames == NULL:
             raise MemoryError(f"not enough memory to read {count} entries of the log")
         memcpy(reading.frames, self.frames + self.head + position, count * sizeof(uint8_t *))
         reading.count = count
-        if most_bytes == <uint64_t>-1:
-            return reading
-        for position in range(count):
-            size += item_size(reading.frames[position])
-            if size > most_bytes and position:
-                reading.count = position
-                break
         return reading
 
     # ---- change ----------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ cdef class Segments(Entries):
     cdef readonly bint durable
     cdef readonly bint read_only         # for tools: nothing is written or removed
     cdef list retired                    # segments whose files may be removed
+    cdef uint64_t retired_syncs          # their syncs so far, and those of segments that are gone
+    cdef double retired_seconds
     cdef Segment newest                  # where frames are appended; None: closed
     cdef Segment spare                   # the next segment, made in advance
     cdef object named                    # the content of NEWEST; None: the file does not exist yet

@@ -100,6 +100,7 @@ cdef class Segments(Entries):
         """Sets aside segments in which there are no entries any more."""
         cdef Segment second
         cdef list retired
+        cdef Py_ssize_t position
         cdef Py_ssize_t count = 0
         while count + 1 < len(self.segments):
             second = self.segments[count + 1]
@@ -108,6 +109,10 @@ cdef class Segments(Entries):
             count += 1
         if count:
             retired = self.retired + self.segments[:count]
+            for position in range(count):
+                second = self.segments[position]
+                self.retired_syncs += second.sync_count
+                self.retired_seconds += second.sync_seconds
             del self.segments[:count]
             self.retired = retired  # all at once: if memory fails, no segment is missing from both lists
         return 0

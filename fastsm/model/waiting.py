@@ -29,7 +29,7 @@ class Waiters:
         """Blocks until another thread calls :meth:`tell` after the entry is applied, or :meth:`end`."""
         over = threading.Event()
         waiter = self._add(index, over.set)
-        if not over.wait(timeout):
+        if not over.wait(None if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
             self._remove(waiter)
             raise TimeoutError(
                 f"entry {index} was not applied within {timeout} s: last applied is entry {self._applied()}")

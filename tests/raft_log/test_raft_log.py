@@ -484,3 +484,19 @@ def test_a_large_entry_alone_is_as_it_was_given(tmp_path: Path, kind: type[Any])
     with RaftLog(tmp_path / "log") as log:
         assert log.entries(1, 99) == entries
         log.verify()
+
+
+def test_counts_of_syncs_never_fall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a segment has counted still counts after the segment is removed."""
+    monkeypatch.setattr(fastsm.raft_log, "SEGMENT_BYTES", 5_000)
+    with RaftLog(tmp_path / "log") as log:
+        before = log.stats()
+        for index in range(1, 41):
+            log.append([(index, 1, bytes(1000))])
+            log.sync()
+            log.compact((index, 1))
+            stats = log.stats()
+            assert stats.sync_count > before.sync_count
+            assert stats.sync_seconds >= before.sync_seconds
+            before = stats
+        assert before.log_bytes < 20_000, "no segment was removed"

@@ -114,20 +114,20 @@ cdef class Positions(Journal):
 
     cdef Reading reading(self, uint64_t index, uint64_t count, uint64_t most_bytes):
         """Reads up to `count` entries from `index` on; stops after the one that brings the total to `most_bytes`."""
-        cdef Reading reading = self.hold(index, index + min(count, UINT64_MAX - index), UINT64_MAX)
+        cdef uint64_t last = index + min(count, UINT64_MAX - index)
         cdef uint64_t size = 0
-        cdef size_t i = 0
-        while i < reading.count and size < most_bytes:
-            size += item_size(reading.frames[i])
-            i += 1
-        reading.count = i
-        return reading
+        cdef uint64_t stop = index
+        if index >= self.first:
+            last = min(last, self.first + self.count)
+            while stop < last and size < most_bytes:
+                size += item_size(self.frame_at(stop - self.first))
+                stop += 1
+        return self.hold(index, stop, UINT64_MAX)
 
     def entries(self, uint64_t index, uint64_t count, uint64_t most_bytes=UINT64_MAX):
         """Returns at most `count` entries from `index` on, as `(command, index, term)`.
 
-        The last one is the entry that brings their total size to `most_bytes`. O(what is returned), plus eight
-        bytes to copy for each existing entry among the `count`.
+        The last one is the entry that brings their total size to `most_bytes`. O(what is returned).
         """
         cdef Reading reading = self.reading(index, count, most_bytes)
         cdef list found = []
