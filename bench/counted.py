@@ -1,7 +1,7 @@
 """The work that `counts` counts: the same keys, the same hash seed, the same work each time.
 
 `python counted.py NAME DIRECTORY COUNT` prepares, does COUNT operations, and prints by how much the page faults, bytes
-written, and reads and writes of files of its process grew meanwhile. It uses only fastsm, so that it can count any commit.
+written, and reads and writes of files of its process grew meanwhile. It uses only fastsm, so it can count any commit.
 """
 
 from __future__ import annotations
