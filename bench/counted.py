@@ -23,16 +23,17 @@ VALUE = b"v" * 100
 SESSION = COUNT + 1  # a session's number is the index of the entry that opened it
 
 
-def transaction(index: int, key: bytes) -> bytes:
-    return fastsm.transaction([fastsm.exists(key)], [fastsm.put(key, VALUE), fastsm.put(key[::-1], VALUE)])
+def two_puts(key: bytes) -> list[bytes]:
+    return [fastsm.put(key, VALUE), fastsm.put(key[::-1], VALUE)]
 
 
 # What an entry does to a key, by the name of the row.
 COMMANDS: dict[str, Callable[[int, bytes], bytes]] = {
     "apply": lambda index, key: fastsm.put(key, VALUE),
+    "batch": lambda index, key: fastsm.batch(two_puts(key)),
     "swap": lambda index, key: fastsm.compare_and_swap(key, VALUE, VALUE),
     "add": lambda index, key: fastsm.add(key + b"#", 1),
-    "transaction": transaction,
+    "transaction": lambda index, key: fastsm.transaction([fastsm.exists(key)], two_puts(key)),
     "once": lambda index, key: fastsm.once(SESSION, index, fastsm.put(key, VALUE)),
     "deadline": lambda index, key: fastsm.put(key, VALUE, expires=2**50 + index),
 }
@@ -46,23 +47,9 @@ def chunked(items: list[Any], size: int) -> list[list[Any]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def log_work(directory: str) -> Callable[[], None]:
-    """Append entries to a RaftLog, 100 at a time."""
-    log = fastsm.RaftLog(directory)
-    chunks = chunked([(i + 1, 1, VALUE) for i in range(COUNT)], 100)
-
-    def work() -> None:
-        for chunk in chunks:
-            log.append(chunk)
-
-    return work
-
-
 def work_of(name: str, directory: str) -> Callable[[], None]:
     """Prepare a row's work, and return it. What prepares runs through functions that are not counted."""
     operation, _, size = name.partition(".")
-    if operation == "append":
-        return log_work(directory)
     keys = [seeds.randbytes(16) for _ in range(COUNT)]
     wanted = seeds.choices(keys, k=COUNT)
     machine = fastsm.FastStateMachine(directory, verify_on_open="off", auto_compact=False)

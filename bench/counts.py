@@ -36,13 +36,13 @@ COUNTED = {
     "apply.1": "__pyx_pw_*Engine_*apply",
     "apply.100": "__pyx_pw_*Engine_*apply",
     "deadline.100": "__pyx_pw_*Engine_*apply",
+    "batch.100": "__pyx_pw_*Engine_*apply",
     "swap.100": "__pyx_pw_*Engine_*apply",
     "add.100": "__pyx_pw_*Engine_*apply",
     "transaction.100": "__pyx_pw_*Engine_*apply",
     "once.100": "__pyx_pw_*Engine_*apply",
     "flush": "__pyx_pw_*FrameFile_*sync",
     "refresh": "__pyx_pw_*Follower_*refresh",
-    "append.100": "__pyx_pw_*LogEngine_*append",
 }
 
 
