@@ -257,9 +257,9 @@ class FastStateMachine(Engine, StateMachine):
         await close_off_loop(self)
 
     def _close_late(self) -> None:
-        """Closes the machine, after the interrupted calls that the close had to wait for; their results do not change.
+        """Closes the machine once the calls that `close` interrupted have ended.
 
-        An error of the close is raised by the next call of :meth:`close`.
+        An error of the close does not change their results; the next call of :meth:`close` raises it.
         """
         try:
             self.close()

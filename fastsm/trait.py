@@ -50,7 +50,7 @@ class StateMachine(ABC):
         """Applies committed entries, all or none; returns one result for each.
 
         True: it took effect. False: a compare-and-swap or a batch did not match, or the key of a touch or the session
-        of a forget does not exist. None: it was applied before, and is skipped. An ``Answer``: its command has one.
+        of a forget does not exist. None: it was applied before, and is skipped. An ``Answer``: its command returns one.
         Raises ``OrderError``, ``CommandError`` or ``ProcedureError``; then nothing was applied.
         """
 

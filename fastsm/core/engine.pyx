@@ -263,9 +263,9 @@ cdef class Engine(HardState):
     def _await_applied(self, index, queue, owner, bint blocks):
         """Returns a ticket for an entry, or None if the entry is applied already.
 
-        `queue` receives the ticket once the entry is applied, or can no longer be. With None, the caller waits for the
-        ticket itself. `blocks`: the calling thread will block, so this raises if one of its own frames is in the middle
-        of a write, which would have to end first.
+        `queue` receives the ticket once the entry is applied, or can no longer be. With None, the caller itself
+        waits for the ticket. `blocks`: the calling thread will block, so this raises if a call further up its own stack
+        is in the middle of a write, which could then never end.
         """
         cdef uint64_t wanted = unsigned_slowly(index, "index")
         cdef Ticket ticket = Ticket(wanted, queue, owner)

@@ -218,7 +218,7 @@ cdef class Log(FrameFile):
             seconds=time.perf_counter() - started)
 
     def judge_current(self, current):
-        """Raises `CorruptionError` unless the log has the frame that CURRENT names: if not, their histories differ."""
+        """Raises `CorruptionError` if the log lacks the frame that CURRENT names: they belong to different histories."""
         if current.last_frame and not self.is_frame(current.last_frame, current.durable_offset, current.last_checksum):
             raise CorruptionError(
                 self.path, current.last_frame,

@@ -95,7 +95,7 @@ cdef class Terms:
     cdef size_t run_of(self, uint64_t index) noexcept nogil:
         """Returns the first run that ends at or after an index; `count` if there is none.
 
-        It does not branch on comparisons: the result is random, so branches would be mispredicted. It divides into
+        It does not branch on comparisons: their results are random, so branches would be mispredicted. It divides into
         quarters, since the three loads of a step overlap: that takes half as many steps as halving.
         """
         cdef const uint64_t *last = self.last

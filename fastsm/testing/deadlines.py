@@ -98,7 +98,7 @@ class DeadlineRules:
         assert timed.get(b"k") == b"", "a tick removed a key without a deadline"
 
     def test_the_next_deadline_is_the_earliest(self, timed: Any) -> None:
-        """The next deadline is that of keys and sessions; None if there is none."""
+        """The next deadline is the earliest of all keys and sessions; None if there is none."""
         for command, expected in (
             (fastsm.put(b"k", b""), None), (fastsm.put(b"a", b"", expires=9), 9), (fastsm.open_session(expires=5), 5),
             (fastsm.touch(b"k", 3), 3), (fastsm.delete(b"k"), 5), (fastsm.forget(3), 9),

@@ -152,7 +152,7 @@ class AnsweringHistory(History):
 
 
 class TimedHistory(AnsweringHistory):
-    """Also deadlines of keys and sessions, moved by touches, and ticks that remove what is due."""
+    """Adds deadlines of keys and sessions, touches that move deadlines of keys, and ticks that remove what is due."""
 
     def _meaning(self, index: int) -> Meaning:
         return self._drawn((85, lambda: super(TimedHistory, self)._meaning(index)), (15, self._tick))

@@ -35,9 +35,9 @@ A_SNAPSHOT = "a snapshot; `fastsm restore` makes a state directory from it"
 
 
 def is_directory(path: str) -> bool:
-    """Distinguishes a state directory (True) from a snapshot's file, or a directory with only a snapshot in it (False).
+    """Returns True for a state directory; False for a file, or for a directory with only a snapshot in it.
 
-    Raises ``StorageError`` if it is neither.
+    Does not read the file. Raises ``StorageError`` for any other directory.
     """
     names = names_at(path)
     if names is None or any(map(STATE_FILE.fullmatch, names)):

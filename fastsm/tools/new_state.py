@@ -68,7 +68,7 @@ def new_state(path: str | os.PathLike[str], **options: Any) -> Iterator[FastStat
 
 
 def require_empty(directory: Directory) -> None:
-    """Raises OSError if there is anything except the remains of a killed tool."""
+    """Raises OSError if there is anything except `lost+found` and what a killed tool left."""
     names = set(directory.names()) - {NOT_OURS_BUT_FINE, LOCK, PUBLISHED}
     if is_unfinished(directory):
         names = {name for name in names - {CURRENT, UNFINISHED} if not NAMES.fullmatch(name)}

@@ -209,9 +209,9 @@ class _Patient:
         return best[1], best[2]
 
     def heads(self, current: headers.CurrentFile | None) -> Iterator[tuple[headers.LogHead, bool]]:
-        """Yields the header of each existing log, as it is or as it must have been; then one for each base alone.
+        """Yields `(header, False)` for each log: as it is, or, if CURRENT names the log, as it must have been.
 
-        A base is not part of this state if its log says that it is stacked on another base.
+        Then yields `(header, True)` for each base without such a log. A log that can be read names its own base.
         """
         names = self.directory.names()
         with_log = set()

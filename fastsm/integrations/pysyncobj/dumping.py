@@ -473,7 +473,7 @@ class Dumping(Applying):
             self._SyncObj__updateClusterConfiguration(others)
 
     def _fastsm_end_dumping(self) -> None:
-        """Waits for running work; the state machine has ended its jobs."""
+        """Waits for running work, and ends transfers, once the state machine is closed."""
         dump, installing = self._fastsm_dump, self._fastsm_installing
         works = [self._fastsm_removing, dump and dump.work, installing and installing[2]]
         for work in works:
