@@ -188,8 +188,9 @@ cdef class Judge:
         cdef size_t mark = self.view.count
         cdef size_t conditions = head + 1 + self.steps[head].operation.value_size
         cdef size_t i = head + 1
+        cdef size_t first
         cdef int reason
-        cdef list values = []
+        cdef list values
         while i < conditions and self.holds(&self.steps[i]):
             i += 1
         cdef bint all_hold = i == conditions
@@ -198,13 +199,15 @@ cdef class Judge:
             stop = i + self.steps[head].operation.expected_size
         else:
             i += self.steps[head].operation.expected_size
+        first = i
+        values = [None] * (stop - first)
         self.value_bytes = VALUE_HEAD
         while i < stop:
             reason = self.do_step(&self.steps[i], True)
             if reason != DONE:
                 self.view.take_back(mark)
                 return refusal(reason)
-            values.append(self.value)
+            values[i - first] = self.value
             i += 1
         return answer(True, values, None) if all_hold else answer(False, values, "mismatch")
 
