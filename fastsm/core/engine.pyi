@@ -49,8 +49,8 @@ class Engine(HardState):
 
         Returns a list with one result per entry: True if it took effect; False if a compare-and-swap or a batch did not
         match, or if the key of a touch or the session of a forget does not exist; None if it was skipped; an `Answer`
-        if its command returns one. Durable on return with `sync="apply"`, otherwise after the next `flush`. Readers see the
-        state before the chunk or after it, never in between.
+        if its command returns one. Durable on return with `sync="apply"`, otherwise after the next `flush`. Readers see
+        the state before the chunk or after it, never in between.
 
         Raises `OrderError`, `CommandError`, `ProcedureError`, `StorageError`, `NotRunningError`; then nothing of the
         chunk was applied. Thread safe; concurrent calls take turns.

@@ -34,7 +34,7 @@ cdef class HardState(Timed):
                 self.durable_index)
 
     cdef void publish_runs(self) noexcept:
-        """Moves the runs that a frame now contains into the terms, where room is reserved: their entries are applied."""
+        """Moves the runs that a frame now contains into the terms, where room is reserved: they are applied."""
         self.terms_take_runs()
         self._index.end = self._log.start + self._log.end
         self.runs.count = self.runs_in_terms = 0

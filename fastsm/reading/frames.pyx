@@ -43,7 +43,7 @@ cdef class Lookout:
         return True
 
     def look_again(self):
-        """Makes a waiting read look again after RETRY_INTERVAL, even if nothing new is published; others look at once."""
+        """Makes a waiting read look again after RETRY_INTERVAL, even without news; others look at once."""
         self.again = True
         self.look_at = now() + RETRY_INTERVAL
 
