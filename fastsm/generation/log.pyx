@@ -218,7 +218,7 @@ cdef class Log(FrameFile):
             seconds=time.perf_counter() - started)
 
     def judge_current(self, current):
-        """Raises `CorruptionError` if the log lacks the frame that CURRENT names: they belong to different histories."""
+        """Raises `CorruptionError` if the log lacks the frame that CURRENT names: their histories differ."""
         if current.last_frame and not self.is_frame(current.last_frame, current.durable_offset, current.last_checksum):
             raise CorruptionError(
                 self.path, current.last_frame,
