@@ -85,22 +85,14 @@ def work_of(name: str, directory: str) -> Callable[[], None]:
             for key in wanted[: COUNT // 10]:
                 machine.scan(key, limit=100)
 
-    elif operation == "refresh":
-        chunks = chunked(entries(COMMANDS["apply"], wanted, COUNT + 1), 100)
-        reader = fastsm.Reader(directory)
-
-        def work() -> None:
-            for chunk in chunks:
-                fill(chunk)
-                reader.refresh()
-
     else:
         chunks = chunked(entries(COMMANDS["apply"], wanted, COUNT + 1), 100)
+        after_chunk = fastsm.Reader(directory).refresh if operation == "refresh" else machine.flush
 
         def work() -> None:
             for chunk in chunks:
                 fill(chunk)
-                machine.flush()
+                after_chunk()
 
     return work
 

@@ -219,6 +219,12 @@ def start(function):
         raise no_thread(error) from error
 
 
+def pause_for_memory():
+    """Lets other threads run, and free memory, before something is tried again. Needs no memory itself."""
+    with nogil:
+        usleep(NO_MEMORY_PAUSE)
+
+
 def until_done(function):
     """Returns the result of `function()`, which is called again, after a pause, whenever it raises `MemoryError`.
 
@@ -230,8 +236,7 @@ def until_done(function):
             return function()
         except MemoryError:
             pass
-        with nogil:
-            usleep(NO_MEMORY_PAUSE)
+        pause_for_memory()
 
 
 def no_thread(error):

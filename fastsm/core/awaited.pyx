@@ -8,10 +8,7 @@ so a wait that ends early can be removed.
 
 from _thread import allocate_lock
 
-from posix.unistd cimport usleep
-
-cdef enum:
-    NO_MEMORY_PAUSE = 1000       # microseconds until a ticket that could not be told is told again
+from fastsm.background import pause_for_memory
 
 cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
 
@@ -158,8 +155,7 @@ cdef class Awaited:
                     ticket.tell(outcome)
                     told = True
                 except MemoryError:
-                    with nogil:
-                        usleep(NO_MEMORY_PAUSE)
+                    pause_for_memory()
 
     def end_poisoned(self):
         """Ends all waits because nothing more will be applied."""

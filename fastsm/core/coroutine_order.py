@@ -168,9 +168,9 @@ class OrderedWorker:
                 job.outcome = Outcome(partial(refuse_doomed, job.doomed_by))
             job.outcome()
         if job.outcome.error is not None and job.applies and job.doomed_by is None:
-            self._doom_those_behind(job)
+            self._doom_later_jobs(job)
 
-    def _doom_those_behind(self, failed: Job) -> None:
+    def _doom_later_jobs(self, failed: Job) -> None:
         """Marks all queued jobs as failed too: they were queued on the assumption that the failed one would succeed."""
         with self._lock:
             self.failed = None if failed.abandoned else failed

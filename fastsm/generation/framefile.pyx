@@ -54,7 +54,7 @@ cdef enum:
     PACED_BYTES = 256 << 10      # this many bytes, were written between two flushes
     FAULTED_ABOVE = 128 << 10    # longer frames in parts are not settled: a page fault maps 16 of their pages
     NOTED_ABOVE = 64 << 10       # bytes; smaller suspect parts are quickly read and rewritten
-    WRITEBACK_BEHIND = 4 << 20   # unsynced bytes after which the system is told to start writing back
+    WRITEBACK_ABOVE = 4 << 20   # unsynced bytes after which the system is told to start writing back
     CHECKED_PIECE = 16 << 20     # bytes of frames that are checked between two checks for signals
 
 
@@ -255,7 +255,7 @@ cdef class FrameFile:
         if first < stop:
             self.mapping.settle(self.start + first, self.start + stop)
         self.settled_end = stop
-        if stop > self.durable + WRITEBACK_BEHIND:
+        if stop > self.durable + WRITEBACK_ABOVE:
             first = max(self.writeback_end, self.durable & ~<uint64_t>(PAGE - 1))
             self.directory.start_writeback(self.descriptor, first, stop - first)
             self.writeback_end = stop

@@ -33,7 +33,7 @@ cdef class Capture:
     cdef uint64_t base_clock, clock_place
     cdef bint clock_was_later
     cdef bint touched                        # the arena contains a touch
-    cdef bint touched_behind                 # there is a touch after the last included entry
+    cdef bint touched_after                 # there is a touch after the last included entry
     # While writing:
     cdef uint8_t *piece
     cdef const uint8_t *source

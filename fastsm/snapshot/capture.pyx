@@ -116,7 +116,7 @@ cdef class Capture:
         if not self.newest:
             with nogil:
                 self.find_stop()
-        self.touched_behind = self.touched and self.index.touch_place >= self.stop
+        self.touched_after = self.touched and self.index.touch_place >= self.stop
         if self.stop < self.end:
             self.revive(tick)
         if self.config_place:
@@ -228,7 +228,7 @@ cdef class Capture:
             else:
                 done = operation == RECORD_TOUCH or not dead or self.note(written, record, place, gather)
                 # If a touch was hidden by another touch, its key's put is not dead, but follows older touches.
-                if done and self.touched and (dead or (self.touched_behind and operation == RECORD_PUT)):
+                if done and self.touched and (dead or (self.touched_after and operation == RECORD_PUT)):
                     done = self.note(self.written_touches, record, place, gather)
             if not done:
                 failed[0] = 1
